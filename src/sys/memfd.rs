@@ -1,0 +1,190 @@
+//! Memory that several processes see, see [memfd_create(2)](https://man7.org/linux/man-pages/man2/memfd_create.2.html).
+//!
+//! The file's size is sealed before anybody maps it: a peer that shrank it would make a reader die
+//! of `SIGBUS`. A receiver checks the seals and the size before it maps what it was given.
+
+use std::ffi::CStr;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Shared memory, mapped for reading and writing until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Region {
+    /// Start of the mapping: page-aligned, valid for `len` bytes, unmapped only by `drop`.
+    base: NonNull<u8>,
+    len: NonZeroUsize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread.
+unsafe impl Send for Region {}
+// SAFETY: its memory is reached through atomics, and by byte copies whose callers take turns.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Makes a file of `len` zero bytes that can neither shrink nor grow, and maps it.
+    pub(crate) fn create(name: &CStr, len: NonZeroUsize) -> io::Result<(Self, OwnedFd)> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create(name, flags)?;
+        let size = i64::try_from(len.get()).map_err(io::Error::other)?;
+        nix::unistd::ftruncate(&file, size)?;
+        fcntl(
+            &file,
+            FcntlArg::F_ADD_SEALS(size_seals() | SealFlag::F_SEAL_SEAL),
+        )?;
+        Ok((Self::map_unchecked(&file, len)?, file))
+    }
+
+    /// Maps a file that came from another process.
+    ///
+    /// Fails with [`io::ErrorKind::InvalidData`] when it is not of `len` bytes or could shrink.
+    pub(crate) fn map(file: impl AsFd, len: NonZeroUsize) -> io::Result<Self> {
+        let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| not_ours("is not a memfd"))?;
+        if !SealFlag::from_bits_retain(seals).contains(size_seals()) {
+            return Err(not_ours("has no seals on its size"));
+        }
+        let size = nix::sys::stat::fstat(&file)?.st_size;
+        if u64::try_from(size) != Ok(len.get() as u64) {
+            return Err(not_ours("has the wrong size"));
+        }
+        Self::map_unchecked(&file, len)
+    }
+
+    fn map_unchecked(file: impl AsFd, len: NonZeroUsize) -> io::Result<Self> {
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: no address is asked for, so no other mapping is replaced.
+        let base = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Self {
+            base: base.cast(),
+            len,
+        })
+    }
+
+    /// Bytes in the region.
+    pub(crate) fn len(&self) -> usize {
+        self.len.get()
+    }
+
+    /// The aligned word at `offset`.
+    pub(crate) fn word64(&self, offset: usize) -> &AtomicU64 {
+        let word = self.place(offset, 8, 8).cast::<u64>();
+        // SAFETY:
+        // - aligned and inside the mapping, as `place` asserts;
+        // - live: only `drop` unmaps, no reference outlives `self`, and the size is sealed;
+        // - initialised: a memfd starts as zeros, and every bit pattern is a `u64`;
+        // - no data race: callers keep the places of words and of byte copies apart.
+        unsafe { AtomicU64::from_ptr(word.as_ptr()) }
+    }
+
+    /// The aligned half word at `offset`.
+    pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
+        let word = self.place(offset, 4, 4).cast::<u32>();
+        // SAFETY: as in `word64`; every bit pattern is a `u32`.
+        unsafe { AtomicU32::from_ptr(word.as_ptr()) }
+    }
+
+    /// Copies `bytes` to `offset`. Nobody may read there until a word says so.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+        let place = self.place(offset, bytes.len(), 1);
+        // SAFETY: `place` asserts that the range lies inside the mapping, which is writable and
+        // overlaps no Rust object.
+        unsafe { place.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
+    }
+
+    /// Appends the `len` bytes at `offset` to `bytes`. A hostile writer can make them any bytes.
+    pub(crate) fn read(&self, offset: usize, len: usize, bytes: &mut Vec<u8>) {
+        let place = self.place(offset, len, 1);
+        bytes.reserve(len);
+        let end = NonNull::from(bytes.spare_capacity_mut()).cast::<u8>();
+        // SAFETY: `place` asserts that the range lies inside the mapping, and `reserve` made room
+        // for `len` bytes behind the end of `bytes`.
+        unsafe { place.copy_to_nonoverlapping(end, len) };
+        // SAFETY: the capacity is there, and the bytes have just been written.
+        unsafe { bytes.set_len(bytes.len() + len) }
+    }
+
+    /// The address of `len` bytes at `offset`.
+    fn place(&self, offset: usize, len: usize, align: usize) -> NonNull<u8> {
+        assert!(
+            offset.is_multiple_of(align),
+            "shared word at {offset} is misaligned"
+        );
+        let end = offset.checked_add(len);
+        assert!(
+            end.is_some_and(|end| end <= self.len.get()),
+            "{offset}+{len} is past the end"
+        );
+        // SAFETY: `offset` is inside the mapping, as just asserted.
+        unsafe { self.base.byte_add(offset) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `len` are those of one mapping, and references into it borrow `self`.
+        let result = unsafe { munmap(self.base.cast(), self.len.get()) };
+        debug_assert!(
+            result.is_ok(),
+            "a mapping could not be unmapped: {result:?}"
+        );
+    }
+}
+
+fn size_seals() -> SealFlag {
+    SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW
+}
+
+fn not_ours(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("shared memory {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use super::*;
+
+    const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+    #[test]
+    fn two_mappings_of_one_file_show_the_same_bytes() {
+        let (here, file) = Region::create(c"test", PAGE).unwrap();
+        let there = Region::map(file.as_fd(), PAGE).unwrap();
+
+        here.word64(8).store(7, Relaxed);
+        here.write(100, b"hello");
+
+        let mut bytes = Vec::new();
+        there.read(100, 5, &mut bytes);
+        assert_eq!(
+            (there.word64(8).load(Relaxed), bytes.as_slice()),
+            (7, b"hello".as_slice())
+        );
+    }
+
+    #[test]
+    fn a_file_that_could_shrink_is_refused() {
+        let file = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&file, 4096).unwrap();
+
+        let refused = Region::map(&file, PAGE).unwrap_err();
+
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_refused() {
+        let (_here, file) = Region::create(c"test", PAGE).unwrap();
+
+        let refused = Region::map(&file, NonZeroUsize::new(8192).unwrap()).unwrap_err();
+
+        assert_eq!(refused.to_string(), "shared memory has the wrong size");
+    }
+}

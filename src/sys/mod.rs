@@ -1,0 +1,23 @@
+//! The kernel, one file an object: the only place that holds unsafe code and names `libc` or `nix`.
+//!
+//! Each file wraps one kind of kernel object or call, links its man page, and deals with `EINTR`
+//! and `EAGAIN` where they arise. What stands above sees owned fds, plain numbers and
+//! [`std::io::Error`].
+
+pub(crate) mod child_setup;
+pub(crate) mod clone;
+pub(crate) mod entry_hook;
+pub(crate) mod environment;
+pub(crate) mod epoll;
+pub(crate) mod eventfd;
+pub(crate) mod exit;
+pub(crate) mod image;
+pub(crate) mod memfd;
+pub(crate) mod overflow;
+pub(crate) mod pidfd;
+pub(crate) mod pipe;
+pub(crate) mod rlimit;
+pub(crate) mod signal;
+pub(crate) mod socket;
+pub(crate) mod tasks;
+pub(crate) mod timerfd;
