@@ -1,0 +1,3 @@
+//! The tests of the public face, in one binary so that everything links once: one file a module.
+
+mod tidy;
