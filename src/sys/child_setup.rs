@@ -11,11 +11,9 @@ const CONTROL: RawFd = 0;
 
 /// Closes every descriptor above the standard three.
 ///
-/// # Safety
-///
-/// Nothing in the process may own a descriptor above 2.
-pub(crate) unsafe fn close_leaked() {
-    // SAFETY: takes numbers; the caller says that nobody owns what is closed.
+/// Only for a child that is just being taken over, in which nothing owns a descriptor yet.
+pub(crate) fn close_leaked() {
+    // SAFETY: takes numbers; nobody owns what is closed, as said above.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     if Errno::result(result).is_ok() {
         return;
@@ -49,11 +47,7 @@ pub(crate) fn open_standard_fds() {
 }
 
 /// Takes the control socket from descriptor 0, which `/dev/null` then fills.
-///
-/// # Safety
-///
-/// Descriptor 0 must be a control socket that nobody owns, so once in a process.
-pub(crate) unsafe fn take_control() -> io::Result<OwnedFd> {
+pub(crate) fn take_control() -> io::Result<OwnedFd> {
     // SAFETY: takes numbers; the copy is closed on exec.
     let fd = unsafe { libc::fcntl(CONTROL, libc::F_DUPFD_CLOEXEC, 3) };
     let fd = Errno::result(fd)?;
@@ -112,7 +106,7 @@ pub(crate) fn copy_standard(number: RawFd) -> io::Result<OwnedFd> {
 
 /// Whether descriptor 0 is a Unix socket whose peer runs as our user.
 pub(crate) fn control_is_ours() -> bool {
-    super::socket::is_ours(std::io::stdin().as_fd())
+    super::socket::is_ours(io::stdin().as_fd())
 }
 
 /// Makes this process the leader of a new process group.

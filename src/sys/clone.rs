@@ -14,6 +14,7 @@ use std::ptr;
 use nix::errno::Errno;
 
 use super::pidfd::Pidfd;
+use super::tasks;
 
 /// Which of the two processes a call comes back in.
 #[derive(Debug)]
@@ -26,10 +27,15 @@ pub(crate) enum Side<P> {
 
 /// Makes a copy of this single-threaded process that is a child of this process' parent.
 ///
-/// # Safety
+/// Handlers of `pthread_atfork` do not run.
 ///
-/// The process must have one thread. Handlers of `pthread_atfork` do not run.
-pub(crate) unsafe fn sibling() -> io::Result<Side<(u32, Pidfd)>> {
+/// # Errors
+///
+/// [`io::ErrorKind::ResourceBusy`] when the process has other threads.
+pub(crate) fn sibling() -> io::Result<Side<(u32, Pidfd)>> {
+    if tasks::count()? != 1 {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     const PR_GET_TID_ADDRESS: libc::c_int = 40;
     let mut tid_address: *mut libc::c_int = ptr::null_mut();
     // SAFETY: the kernel writes one pointer to `tid_address`.
@@ -46,7 +52,7 @@ pub(crate) unsafe fn sibling() -> io::Result<Side<(u32, Pidfd)>> {
     let no_stack: *mut libc::c_void = ptr::null_mut();
     let no_tls: *mut libc::c_void = ptr::null_mut();
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: no stack means a copy of this one; the process has one thread (the caller's duty), so
+    // SAFETY: no stack means a copy of this one; the process has one thread, as just checked, so
     // no lock of the C library is held by a thread that the copy lacks; `tid_address` is where the
     // C library keeps this thread's id.
     let pid = unsafe {
@@ -89,12 +95,11 @@ pub(crate) unsafe fn sibling() -> io::Result<Side<(u32, Pidfd)>> {
 
 /// Copies this process by the C library's `fork`.
 ///
-/// # Safety
-///
 /// If the process has other threads, the child may do only what is safe in a signal handler until
-/// it ends, or must know that no other thread held a lock that it needs.
-pub(crate) unsafe fn fork() -> io::Result<Side<u32>> {
-    // SAFETY: the caller answers for what the child does.
+/// it ends, or must know that no other thread held a lock that it needs. This is the contract of
+/// the public `unsafe fn`s, the only way here, to which their callers have agreed.
+pub(crate) fn fork() -> io::Result<Side<u32>> {
+    // SAFETY: the caller of the public `unsafe fn` answers for what the child does.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Parent { child } => {
             Ok(Side::Parent(child.as_raw().cast_unsigned()))

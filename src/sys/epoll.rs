@@ -1,7 +1,7 @@
 //! Readiness of many descriptors, see [epoll(7)](https://man7.org/linux/man-pages/man7/epoll.7.html).
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -69,6 +69,12 @@ impl Epoll {
         };
         ready.extend(events[..n_events].iter().map(EpollEvent::data));
         Ok(())
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
     }
 }
 

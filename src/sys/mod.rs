@@ -4,6 +4,7 @@
 //! and `EAGAIN` where they arise. What stands above sees owned fds, plain numbers and
 //! [`std::io::Error`].
 
+pub(crate) mod async_fd;
 pub(crate) mod child_setup;
 pub(crate) mod clone;
 pub(crate) mod entry_hook;
@@ -12,6 +13,7 @@ pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod exit;
 pub(crate) mod image;
+pub(crate) mod inherited_fds;
 pub(crate) mod memfd;
 pub(crate) mod overflow;
 pub(crate) mod pidfd;

@@ -63,10 +63,11 @@ impl Pidfd {
         }
     }
 
-    /// Looks how the process, a child of this one, has ended.
-    pub(crate) fn ended(&self, reap: Reap) -> Ended {
+    /// Looks how the process, a child of this one, has ended; nothing if somebody else has taken
+    /// its status, or if `SIGCHLD` is ignored.
+    pub(crate) fn wait(&self, reap: Reap) -> Option<Ended> {
         let look = if reap == Reap::No { libc::WNOWAIT } else { 0 };
-        let options = libc::WEXITED | libc::WNOHANG | look;
+        let options = libc::WEXITED | libc::WNOHANG | libc::__WALL | look;
         // SAFETY: `siginfo_t` is plain data, for which zeros are a value.
         let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
         let id = self.0.as_raw_fd().cast_unsigned();
@@ -76,26 +77,25 @@ impl Pidfd {
             match Errno::result(result) {
                 Ok(_) => break,
                 Err(Errno::EINTR) => (),
-                // ECHILD: it was reaped by somebody else, or SIGCHLD is ignored.
-                Err(_) => return self.ended_by_ioctl(),
+                Err(_) => return None,
             }
         }
         // SAFETY: a successful `waitid` fills the fields of SIGCHLD, or leaves them zero.
         let pid = unsafe { info.si_pid() };
         // SAFETY: as above.
         let status = unsafe { info.si_status() };
-        match (pid, info.si_code) {
+        Some(match (pid, info.si_code) {
             (0, _) => Ended::No,
             (_, libc::CLD_EXITED) => Ended::Exited(status),
             (_, code) => Ended::Signaled {
                 signal: status,
                 core_dumped: code == libc::CLD_DUMPED,
             },
-        }
+        })
     }
 
     /// Asks the pidfd itself, which knows the status of a reaped process since Linux 6.15.
-    fn ended_by_ioctl(&self) -> Ended {
+    pub(crate) fn status_after_reaping(&self) -> Ended {
         const PIDFD_INFO_EXIT: u64 = 1 << 3;
         let mut info = PidfdInfo {
             mask: PIDFD_INFO_EXIT,
@@ -114,11 +114,6 @@ impl Pidfd {
                 core_dumped: code & 0x80 != 0,
             },
         }
-    }
-
-    /// Another descriptor of the same process.
-    pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self(self.0.try_clone()?))
     }
 }
 

@@ -56,13 +56,7 @@ pub(crate) type CpuMask = [u64; 16];
 
 /// The CPUs that the process' first thread may use.
 pub(crate) fn affinity() -> io::Result<CpuMask> {
-    let mut mask: CpuMask = [0; 16];
-    let own = nix::unistd::Pid::this().as_raw();
-    // SAFETY: `mask` is writable for its whole size and lives until the call returns.
-    let result =
-        unsafe { libc::sched_getaffinity(own, size_of::<CpuMask>(), (&raw mut mask).cast()) };
-    Errno::result(result)?;
-    Ok(mask)
+    affinity_of(nix::unistd::Pid::this().as_raw())
 }
 
 /// Binds this thread, and those it creates from now on, to the CPUs in `mask`.
@@ -87,4 +81,18 @@ pub(crate) fn umask() -> io::Result<u32> {
 /// Sets the file mode mask.
 pub(crate) fn set_umask(mask: u32) {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+}
+
+/// The CPUs that the calling thread may use.
+pub(crate) fn own_affinity() -> io::Result<CpuMask> {
+    affinity_of(0)
+}
+
+fn affinity_of(thread: libc::pid_t) -> io::Result<CpuMask> {
+    let mut mask: CpuMask = [0; 16];
+    let place = (&raw mut mask).cast();
+    // SAFETY: `mask` is writable for its whole size and lives until the call returns.
+    let result = unsafe { libc::sched_getaffinity(thread, size_of::<CpuMask>(), place) };
+    Errno::result(result)?;
+    Ok(mask)
 }

@@ -4,6 +4,13 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signa
 use nix::sys::signal::{kill, pthread_sigmask, sigaction};
 use nix::unistd::Pid;
 
+/// The signal that cannot be caught.
+pub(crate) const KILL: i32 = Signal::SIGKILL as i32;
+/// The polite request to end.
+pub(crate) const TERMINATE: i32 = Signal::SIGTERM as i32;
+/// What Ctrl-C sends.
+pub(crate) const INTERRUPT: i32 = Signal::SIGINT as i32;
+
 /// Blocks every signal in this thread, so that the application's handlers run on its own threads.
 pub(crate) fn block_all() {
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)

@@ -1,0 +1,251 @@
+//! What can go wrong, in one place: every error a caller may match on.
+
+use std::fmt;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ExitStatus {
+    /// It left with this code, from 0 to 255.
+    Exited(i32),
+    /// A signal ended it.
+    Signaled {
+        /// The signal's number, 9 for `SIGKILL`.
+        signal: i32,
+        /// Whether the kernel wrote a core dump.
+        core_dumped: bool,
+    },
+    /// It is gone, but something else in the application took its status: a `waitpid(-1)`, or an
+    /// ignored `SIGCHLD` before Linux 6.15.
+    Unknown,
+}
+
+impl ExitStatus {
+    /// Whether it left with code 0.
+    #[must_use]
+    pub fn success(self) -> bool {
+        self == Self::Exited(0)
+    }
+
+    /// The code it left with, unless a signal ended it.
+    #[must_use]
+    pub fn code(self) -> Option<i32> {
+        match self {
+            Self::Exited(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    /// The signal that ended it.
+    #[must_use]
+    pub fn signal(self) -> Option<i32> {
+        match self {
+            Self::Signaled { signal, .. } => Some(signal),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Signaled {
+                signal,
+                core_dumped,
+            } => {
+                match usize::try_from(signal).ok().and_then(|n| SIGNALS.get(n)) {
+                    Some(name) if signal > 0 => write!(f, "signal {signal} (SIG{name})")?,
+                    _ => write!(f, "signal {signal}")?,
+                }
+                if core_dumped {
+                    f.write_str(", core dumped")
+                } else {
+                    Ok(())
+                }
+            }
+            Self::Unknown => f.write_str("unknown exit status"),
+        }
+    }
+}
+
+/// Names of the classic signals by number, as on x86-64 and aarch64.
+const SIGNALS: [&str; 32] = [
+    "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+
+/// A panic in another process, as far as it can be told here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Panic {
+    /// What the panic said, or `Box<dyn Any>` for a payload that is no text.
+    pub message: String,
+    /// Where it happened: `file:line:column`; empty if the program's own panic hook hides it.
+    pub location: String,
+    /// The stack at that place, one frame after the other; empty if it could not be taken.
+    pub backtrace: String,
+}
+
+impl Panic {
+    fn text(message: &str, location: &str) -> String {
+        if location.is_empty() {
+            format!("panicked: {message}")
+        } else {
+            format!("panicked at {location}: {message}")
+        }
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&Self::text(&self.message, &self.location))
+    }
+}
+
+impl From<Panic> for ProcessError {
+    fn from(panic: Panic) -> Self {
+        let Panic {
+            message,
+            location,
+            backtrace,
+        } = panic;
+        Self::Panicked {
+            message,
+            location,
+            backtrace,
+        }
+    }
+}
+
+/// A function that other processes of this program could not call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the function lies outside the program's main executable, in a shared library perhaps")]
+pub struct ForeignFunction;
+
+/// Why a process could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The program has not been prepared: neither did the hook run before `main` (feature
+    /// `auto-init`) nor was [`init`](crate::init) called. A child would run the whole program again.
+    #[error("neither did the `auto-init` hook run nor was `tokio_multiprocess::init()` called")]
+    NotInitialized,
+    /// The function is not part of the program's main executable.
+    #[error(transparent)]
+    ForeignFunction(#[from] ForeignFunction),
+    /// The argument could not be serialised.
+    #[error("the argument cannot be encoded: {0}")]
+    Encode(String),
+    /// The argument is longer than the limit.
+    #[error("the argument takes {len} bytes, more than the limit of {limit}")]
+    TooLong {
+        /// Bytes that it takes.
+        len: usize,
+        /// Bytes that are allowed.
+        limit: usize,
+    },
+    /// The kernel refused.
+    #[error("cannot {what}: {source}")]
+    Os {
+        /// What was asked of it.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The child ended before it was ready.
+    #[error("the process ended before it was ready: {status}{}", tail(stderr_tail))]
+    Died {
+        /// How it ended.
+        status: ExitStatus,
+        /// The last lines that it wrote to stderr.
+        stderr_tail: String,
+    },
+    /// The child did not answer in time, and was killed.
+    #[error("the process did not answer within {0:?}")]
+    TimedOut(std::time::Duration),
+    /// The child runs another program or another version of this library, and was killed.
+    #[error("the process is not this program: {0}")]
+    Mismatch(String),
+    /// The child sent what it never should, and was killed.
+    #[error("the process broke the protocol: {0}")]
+    ProtocolViolation(String),
+    /// A fork server was asked for that cannot fork safely, as a library has started threads in it.
+    #[error("the fork server is not single-threaded: {}", threads.join(", "))]
+    ForkServerHasThreads {
+        /// The threads' names.
+        threads: Vec<String>,
+    },
+    /// A fork was asked for in a process that has other threads, whose locks the child would copy.
+    #[error("cannot fork while other threads run: {}", threads.join(", "))]
+    MultiThreaded {
+        /// The threads' names.
+        threads: Vec<String>,
+    },
+    /// The initializer of a pool's worker failed.
+    #[error("the initializer {0}")]
+    Initializer(Panic),
+}
+
+impl StartError {
+    pub(crate) fn os(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Os { what, source }
+    }
+}
+
+fn tail(stderr: &str) -> String {
+    if stderr.is_empty() {
+        String::new()
+    } else {
+        format!("; it wrote: {}", stderr.trim_end())
+    }
+}
+
+/// Why a process has no result.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// Its function panicked.
+    #[error("the process {}", Panic::text(message, location))]
+    Panicked {
+        /// What the panic said.
+        message: String,
+        /// Where it happened: `file:line:column`.
+        location: String,
+        /// The stack at that place.
+        backtrace: String,
+    },
+    /// It left before its function returned, by [`std::process::exit`] for example, with this code.
+    #[error("the process left with exit code {0}")]
+    Exited(i32),
+    /// A signal ended it before its function returned.
+    #[error("the process was ended by {}", ExitStatus::Signaled { signal: *signal, core_dumped: *core_dumped })]
+    Signaled {
+        /// The signal's number.
+        signal: i32,
+        /// Whether the kernel wrote a core dump.
+        core_dumped: bool,
+    },
+    /// It is gone without a result, and something else took its status.
+    #[error("the process is gone, and something else took its exit status")]
+    Unknown,
+    /// Its argument could not be read there.
+    #[error("the argument cannot be decoded: {0}")]
+    DecodeArgument(String),
+    /// Its result could not be serialised there.
+    #[error("the result cannot be encoded: {0}")]
+    Encode(String),
+    /// Its result could not be read here.
+    #[error("the result cannot be decoded: {0}")]
+    Decode(String),
+    /// It sent what it never should, and was killed.
+    #[error("the process broke the protocol: {0}")]
+    ProtocolViolation(String),
+    /// The result was taken by an earlier `join`.
+    #[error("the result was taken before")]
+    ResultTaken,
+}

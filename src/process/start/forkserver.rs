@@ -1,0 +1,348 @@
+//! The fork server: a small helper process, copied on request.
+//!
+//! Its copies cost about 0.1 ms whatever the size of this process, its threads and descriptors,
+//! since the helper has none of that. It is this same program, taken over before `main`, with one
+//! thread and no tokio. By `CLONE_PARENT` each copy is a child of this process, so it is reaped
+//! exactly and outlives the helper. A request is one message with the new child's control socket;
+//! whoever starts a process sends it directly, so that no other thread need wake up.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::attend::Attendant;
+use super::{Attempt, Launch, Pipes, READY_WITHIN, frames, prepare, send_start, spawn};
+use crate::error::StartError;
+use crate::process::entry;
+use crate::process::inherit::Snapshot;
+use crate::supervisor::{self, Birth, Control, End, Listener, NewChild, Next, Word};
+use crate::sys::pidfd::Pidfd;
+use crate::sys::socket::{self, Wait};
+use crate::wire::codec;
+use crate::wire::frame::Frame;
+
+/// A helper that serves.
+pub(super) struct Server {
+    socket: Arc<OwnedFd>,
+    /// What its copies inherit.
+    snapshot: Snapshot,
+    /// Its threads, if it has others than the one that serves; it is only the guardian then.
+    threads: Vec<String>,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Absent,
+    /// Its first word is awaited.
+    Starting(watch::Receiver<Option<Answer>>),
+    Serving(Arc<Server>),
+}
+
+type Answer = Result<Arc<Server>, String>;
+
+static STATE: Mutex<State> = Mutex::new(State::Absent);
+
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets the parent's helper in a forked child, which will start its own.
+pub(super) fn forget_inherited() {
+    // Not dropped: tasks of the parent's runtime may wait in it.
+    std::mem::forget(std::mem::take(&mut *state()));
+}
+
+/// Starts the helper if there is none, so that somebody guards the processes of this one.
+pub(super) fn guard() {
+    drop(current());
+}
+
+/// The fork server, started if need be. Nothing if it cannot fork and none was asked for
+/// explicitly.
+pub(super) async fn server(explicit: bool) -> Result<Option<Arc<Server>>, StartError> {
+    let server = match current() {
+        Ok(server) => server,
+        Err(answer) => wait_for(answer).await?,
+    };
+    if server.threads.is_empty() {
+        return Ok(Some(server));
+    }
+    if explicit {
+        return Err(StartError::ForkServerHasThreads {
+            threads: server.threads.clone(),
+        });
+    }
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    if !WARNED.swap(true, Relaxed) {
+        let threads = server.threads.join(", ");
+        tracing::warn!(
+            threads,
+            "the fork server is not single-threaded: processes are spawned"
+        );
+    }
+    Ok(None)
+}
+
+async fn wait_for(mut answer: watch::Receiver<Option<Answer>>) -> Result<Arc<Server>, StartError> {
+    let failed = |why: String| StartError::Os {
+        what: "start the fork server",
+        source: io::Error::other(why),
+    };
+    match answer.wait_for(Option::is_some).await {
+        Ok(answer) => match &*answer {
+            Some(Ok(server)) => Ok(Arc::clone(server)),
+            Some(Err(why)) => Err(failed(why.clone())),
+            None => Err(failed("it has not answered".to_owned())),
+        },
+        Err(_) => Err(failed("it has not answered".to_owned())),
+    }
+}
+
+/// The helper, or the answer to wait for, after having it started if there is none.
+fn current() -> Result<Arc<Server>, watch::Receiver<Option<Answer>>> {
+    let mut state = state();
+    match &*state {
+        State::Serving(server) => return Ok(Arc::clone(server)),
+        State::Starting(answer) => return Err(answer.clone()),
+        State::Absent => (),
+    }
+    let (sender, receiver) = watch::channel(None);
+    *state = State::Starting(receiver.clone());
+    drop(state);
+    match supervisor::get() {
+        Ok(supervisor) => supervisor.post(move || begin(sender)),
+        Err(error) => give_up(&sender, &error),
+    }
+    Err(receiver)
+}
+
+fn give_up(sender: &watch::Sender<Option<Answer>>, error: &io::Error) {
+    *state() = State::Absent;
+    sender.send_replace(Some(Err(error.to_string())));
+}
+
+/// Starts the helper, on the supervisor's thread.
+fn begin(sender: watch::Sender<Option<Answer>>) {
+    let started = supervisor::get().and_then(|supervisor| {
+        let snapshot = Snapshot::take();
+        let (control, theirs) = socket::seqpacket_pair()?;
+        let requests = Arc::new(control.try_clone()?);
+        let child = spawn::command(entry::HELPER).stdin(theirs).spawn()?;
+        let pidfd = Pidfd::open(child.id())?;
+        let since = Instant::now();
+        let listener = HelperListener {
+            sender: sender.clone(),
+            requests,
+            snapshot: Some(snapshot),
+            since,
+        };
+        supervisor.adopt(NewChild {
+            birth: Birth::Guardian(child.id(), Arc::new(pidfd)),
+            control,
+            unsent: Bytes::new(),
+            limit: 64 << 10,
+            stderr: None,
+            ready_within: READY_WITHIN,
+            listener: Box::new(listener),
+        })
+    });
+    if let Err(error) = started {
+        give_up(&sender, &error);
+    }
+}
+
+/// Asks for a child and takes it into care.
+pub(super) fn start(
+    server: &Server,
+    launch: &Launch,
+    attendant: Attendant,
+    pipes: &mut Pipes,
+) -> Result<(), Attempt> {
+    let supervisor = supervisor::get().map_err(StartError::os("start the supervisor"))?;
+    let mut prepared = prepare(launch, pipes)?;
+    // First the request: the helper makes the child while the message to it is put together.
+    let word = Word::Fork.to_bytes();
+    let slices = [IoSlice::new(&word)];
+    let asked = loop {
+        let asked = socket::send_with_fds(
+            &server.socket,
+            &slices,
+            &[prepared.theirs.as_fd()],
+            // Many requests at once fill the socket: the helper takes 0.1 ms for each.
+            Wait::Yes,
+        );
+        match asked {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            asked => break asked,
+        }
+    };
+    if asked.is_err() {
+        // Gone; its end may not have been noticed yet.
+        forget(server);
+        return Err(Attempt::Lost);
+    }
+    let environment = launch.attributes.environment.apply();
+    let changed = server
+        .snapshot
+        .changes(environment, &mut prepared.inheritance)
+        .map_err(StartError::os("open the working directory"))?;
+    if prepared.directory.is_none() {
+        prepared.directory = changed;
+    }
+    let unsent = match send_start(launch, &mut prepared) {
+        Ok(unsent) => unsent,
+        Err(StartError::Os { source, .. }) if is_gone(&source) => Bytes::new(),
+        // The child finds its socket closed, and leaves; it is adopted to be reaped.
+        Err(error) => {
+            attendant_of_nobody(supervisor, prepared)?;
+            return Err(Attempt::Failed(error));
+        }
+    };
+    let super::Prepared {
+        control,
+        theirs,
+        stderr,
+        ..
+    } = prepared;
+    drop(theirs);
+    supervisor
+        .adopt(NewChild {
+            birth: Birth::Announced,
+            control,
+            unsent,
+            limit: launch.frame_limit,
+            stderr,
+            ready_within: READY_WITHIN,
+            listener: Box::new(attendant),
+        })
+        .map_err(StartError::os("look after the process"))?;
+    Ok(())
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
+/// Looks after a child that was asked for and cannot be told what to do.
+fn attendant_of_nobody(
+    supervisor: &supervisor::Supervisor,
+    prepared: super::Prepared,
+) -> Result<(), StartError> {
+    let (answer, _) = tokio::sync::oneshot::channel();
+    let (end, _) = watch::channel(None);
+    let super::Prepared {
+        control,
+        theirs,
+        stderr,
+        ..
+    } = prepared;
+    drop(theirs);
+    socket::end_sending(&control).map_err(StartError::os("close a control socket"))?;
+    supervisor
+        .adopt(NewChild {
+            birth: Birth::Announced,
+            control,
+            unsent: Bytes::new(),
+            limit: 0,
+            stderr,
+            ready_within: READY_WITHIN,
+            listener: Box::new(Attendant::new(super::What::Call, Some(answer), end)),
+        })
+        .map(drop)
+        .map_err(StartError::os("look after the process"))
+}
+
+/// Takes a helper that does not listen out of service.
+fn forget(server: &Server) {
+    let mut state = state();
+    if let State::Serving(serving) = &*state
+        && Arc::ptr_eq(&serving.socket, &server.socket)
+    {
+        *state = State::Absent;
+    }
+}
+
+/// Listens to the helper.
+struct HelperListener {
+    sender: watch::Sender<Option<Answer>>,
+    requests: Arc<OwnedFd>,
+    snapshot: Option<Snapshot>,
+    since: Instant,
+}
+
+impl Listener for HelperListener {
+    fn born(&mut self, _: u32, _: &Arc<Pidfd>) {}
+
+    fn frame(&mut self, frame: Frame) -> Next {
+        let Some(snapshot) = self
+            .snapshot
+            .take()
+            .filter(|_| frame.header.kind == frames::READY)
+        else {
+            return Next::Violation("the fork server sent what it never should".to_owned());
+        };
+        let threads = match codec::decode(&frame.body) {
+            Ok(threads) => threads,
+            Err(error) => return Next::Violation(error),
+        };
+        let socket = Arc::clone(&self.requests);
+        let server = Arc::new(Server {
+            socket,
+            snapshot,
+            threads,
+        });
+        *state() = State::Serving(Arc::clone(&server));
+        if let Some(supervisor) = supervisor::running() {
+            supervisor.guardian.attach(Arc::clone(&self.requests));
+        }
+        self.sender.send_replace(Some(Ok(server)));
+        Next::Continue
+    }
+
+    fn is_ready(&self) -> bool {
+        self.snapshot.is_none()
+    }
+
+    fn released(&mut self, _: Control) {}
+
+    fn ended(self: Box<Self>, end: End) {
+        /// A helper that lived shorter than this is not replaced before a start needs one.
+        const SHORT_LIFE: Duration = Duration::from_millis(200);
+        let was_serving = self.snapshot.is_none();
+        {
+            let mut state = state();
+            let is_mine = match &*state {
+                State::Serving(server) => Arc::ptr_eq(&server.socket, &self.requests),
+                State::Starting(_) => !was_serving,
+                State::Absent => false,
+            };
+            if is_mine {
+                *state = State::Absent;
+            }
+        }
+        let status = end.status;
+        self.sender.send_if_modified(|answer| {
+            let silent = answer.is_none();
+            if silent {
+                *answer = Some(Err(format!("it ended before it served: {status:?}")));
+            }
+            silent
+        });
+        let Some(supervisor) = supervisor::running() else {
+            return;
+        };
+        supervisor.guardian.detach(&self.requests);
+        if supervisor.guardian.has_groups() && self.since.elapsed() > SHORT_LIFE {
+            guard();
+        }
+    }
+}

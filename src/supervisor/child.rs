@@ -1,0 +1,535 @@
+//! One child in the supervisor's care, from its birth to the moment when nothing of it is left.
+//!
+//! The order at a death is what makes the promises hold: first everything that the child has sent
+//! is read (until the socket is empty, not to its end, which a grandchild may hold open); then its
+//! process group is killed, while the zombie still pins the group's number; then the guardian
+//! forgets the number; then the zombie is reaped; and last, once, the listener is told.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::stderr::Tail;
+use super::timer::{self, TimerId};
+use super::{STDERR, Supervisor};
+use crate::error::ExitStatus;
+use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::pidfd::{Ended, Pidfd, Reap};
+use crate::sys::pipe;
+use crate::sys::signal;
+use crate::sys::socket::{self, Wait};
+use crate::wire::frame::{Frame, Splitter};
+
+/// What the supervisor takes into care.
+pub(crate) struct NewChild {
+    pub(crate) birth: Birth,
+    pub(crate) control: OwnedFd,
+    /// What is still to be written to `control`.
+    pub(crate) unsent: Bytes,
+    /// The longest frame that the child may send.
+    pub(crate) limit: u32,
+    /// The read end of its stderr, if that is passed on.
+    pub(crate) stderr: Option<OwnedFd>,
+    /// How much time it has until [`Listener::is_ready`].
+    pub(crate) ready_within: Duration,
+    pub(crate) listener: Box<dyn Listener>,
+}
+
+/// What is known of a child's number.
+pub(crate) enum Birth {
+    /// It leads a process group of this number.
+    Known(u32, Arc<Pidfd>),
+    /// The fork server tells on the control socket, by a frame of this module's kinds.
+    Announced,
+    /// It is the guardian, which has no group to be killed.
+    Guardian(u32, Arc<Pidfd>),
+}
+
+/// Kind of the fork server's frame: the child has the number `aux`, its pidfd comes along.
+pub(crate) const BORN: u8 = 0xf0;
+/// Kind of the fork server's frame: there is no child, because of the error number `aux`.
+pub(crate) const NOT_BORN: u8 = 0xf1;
+
+/// The layer above, for one child.
+pub(crate) trait Listener: Send {
+    /// The child's number is known.
+    fn born(&mut self, pid: u32, pidfd: &Arc<Pidfd>);
+
+    /// The child sent `frame`.
+    fn frame(&mut self, frame: Frame) -> Next;
+
+    /// Whether the handshake is over.
+    fn is_ready(&self) -> bool;
+
+    /// The control socket is the listener's from now on, with what has been read beyond the last
+    /// frame. Called after [`Next::Release`].
+    fn released(&mut self, control: Control);
+
+    /// Nothing of the child is left. Called once, last.
+    fn ended(self: Box<Self>, end: End);
+}
+
+/// What to do after a frame.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Read on.
+    Continue,
+    /// Hand the control socket over.
+    Release,
+    /// The child did what it never should: kill it.
+    Violation(String),
+    /// Nobody wants it any more: kill it.
+    Kill,
+}
+
+/// A control socket that is handed over.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) socket: OwnedFd,
+    /// Bytes that were read beyond the last frame.
+    pub(crate) rest: BytesMut,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    /// How the process ended; nothing if there never was one.
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) stderr_tail: String,
+    pub(crate) cause: Option<Cause>,
+}
+
+/// Why the supervisor killed it, or could not have it made.
+#[derive(Debug)]
+pub(crate) enum Cause {
+    Violation(String),
+    TimedOut(Duration),
+    /// The fork server could not make it.
+    NotBorn(io::Error),
+    /// The fork server is gone, and with it the request.
+    Lost,
+}
+
+/// Which of a child's descriptors an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Control,
+    Pidfd,
+    Stderr,
+    Deadline,
+}
+
+impl Part {
+    /// Bits of a token that tell the part.
+    pub(super) const BITS: u32 = 2;
+
+    pub(super) fn from_token(token: u64) -> Self {
+        match token & ((1 << Self::BITS) - 1) {
+            0 => Self::Control,
+            1 => Self::Pidfd,
+            2 => Self::Stderr,
+            _ => Self::Deadline,
+        }
+    }
+}
+
+/// Bytes that are read of one child before others get their turn.
+const TURN: usize = 1 << 20;
+
+/// Bytes that are read of a dead child: more than a socket holds, so that all is read, yet an end
+/// to what a grandchild with a copy of the socket could write.
+const LAST_TURN: usize = 64 << 20;
+
+/// How soon to look again at a process that has ended but cannot be reaped yet, being traced.
+const TRACED_PAUSE: Duration = Duration::from_millis(20);
+
+pub(super) struct Child {
+    id: u64,
+    pid: Option<u32>,
+    pidfd: Option<Arc<Pidfd>>,
+    group: Group,
+    control: Option<OwnedFd>,
+    unsent: Bytes,
+    splitter: Splitter,
+    stderr: Option<OwnedFd>,
+    tail: Tail,
+    deadline: Option<(Instant, TimerId)>,
+    ready_within: Duration,
+    cause: Option<Cause>,
+    /// It is to be killed, or has been: what it sends is of no interest.
+    doomed: bool,
+    /// The control socket is to be handed over, but the fork server's word is still to come on it.
+    release_when_born: bool,
+    /// Our own stderr takes no more, so the child's is not watched.
+    stderr_paused: bool,
+    listener: Box<dyn Listener>,
+}
+
+/// Whether there is a process group to be killed at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    /// The child leads one, of which the guardian knows.
+    Led,
+    None,
+}
+
+impl Child {
+    pub(super) fn new(id: u64, new: NewChild) -> Self {
+        let NewChild {
+            birth,
+            control,
+            unsent,
+            limit,
+            stderr,
+            ready_within,
+            listener,
+        } = new;
+        let group = if matches!(birth, Birth::Guardian(..)) {
+            Group::None
+        } else {
+            Group::Led
+        };
+        let mut child = Self {
+            id,
+            pid: None,
+            pidfd: None,
+            group,
+            control: Some(control),
+            unsent,
+            splitter: Splitter::new(limit),
+            stderr,
+            tail: Tail::default(),
+            deadline: Some((Instant::now() + ready_within, timer::next_id())),
+            ready_within,
+            cause: None,
+            doomed: false,
+            release_when_born: false,
+            stderr_paused: false,
+            listener,
+        };
+        if let Birth::Known(pid, pidfd) | Birth::Guardian(pid, pidfd) = birth {
+            child.set_pid(pid, pidfd);
+        }
+        child
+    }
+
+    pub(super) fn deadline(&self) -> Option<(Instant, TimerId)> {
+        self.deadline
+    }
+
+    /// All descriptors of the record.
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let control = self.control.as_ref().map(AsFd::as_fd);
+        let stderr = self.stderr.as_ref().map(AsFd::as_fd);
+        let pidfd = self.pidfd.as_ref().map(|pidfd| pidfd.as_fd());
+        control.into_iter().chain(stderr).chain(pidfd)
+    }
+
+    /// Adds the descriptors to the set.
+    pub(super) fn watch(&self, epoll: &Epoll) -> io::Result<()> {
+        if let Some(control) = &self.control {
+            let interest = if self.unsent.is_empty() {
+                Interest::Read
+            } else {
+                Interest::ReadWrite
+            };
+            epoll.add(control, self.token(Part::Control), interest)?;
+        }
+        if let Some(stderr) = &self.stderr {
+            epoll.add(stderr, self.token(Part::Stderr), Interest::Read)?;
+        }
+        if let Some(pidfd) = &self.pidfd {
+            epoll.add(&**pidfd, self.token(Part::Pidfd), Interest::Read)?;
+        }
+        Ok(())
+    }
+
+    /// Deals with an event; tells whether the child is still there.
+    pub(super) fn ready(&mut self, part: Part, supervisor: &Supervisor) -> bool {
+        match part {
+            Part::Control => {
+                self.write_unsent(supervisor);
+                self.read_control(supervisor, TURN);
+            }
+            Part::Stderr => self.read_stderr(supervisor, Read::WhileThereIsRoom),
+            Part::Deadline => self.expire(),
+            Part::Pidfd => return !self.has_ended(supervisor),
+        }
+        if self.pidfd.is_none() && self.control.is_none() {
+            // There is no process, and nobody is left who could make one.
+            self.cause.get_or_insert(Cause::Lost);
+            self.end(None, supervisor);
+            return false;
+        }
+        true
+    }
+
+    fn token(&self, part: Part) -> u64 {
+        self.id << Part::BITS | part as u64
+    }
+
+    fn set_pid(&mut self, pid: u32, pidfd: Arc<Pidfd>) {
+        self.pid = Some(pid);
+        self.listener.born(pid, &pidfd);
+        self.pidfd = Some(pidfd);
+    }
+
+    fn write_unsent(&mut self, supervisor: &Supervisor) {
+        let Some(control) = &self.control else { return };
+        while !self.unsent.is_empty() {
+            match socket::send_bytes(control, &self.unsent, Wait::No) {
+                Ok(sent) => drop(self.unsent.split_to(sent)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It is gone or going, which reading will tell.
+                Err(_) => self.unsent.clear(),
+            }
+            if self.unsent.is_empty() {
+                let _ = supervisor
+                    .epoll
+                    .modify(control, self.token(Part::Control), Interest::Read);
+            }
+        }
+    }
+
+    /// Reads what the child has sent, about `max` bytes.
+    fn read_control(&mut self, supervisor: &Supervisor, max: usize) {
+        let mut total = 0;
+        while total < max {
+            let Some(control) = &self.control else { return };
+            let (buffer, room) = self.splitter.room();
+            let mut fds = Vec::new();
+            match socket::recv_with_fds(control, buffer, room, &mut fds, Wait::No) {
+                Ok(received) if received.fds_lost => {
+                    return self.violate("its descriptors found no room here".to_owned());
+                }
+                Ok(received) if received.len == 0 => return self.control_ended(),
+                Ok(received) => total += received.len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => return self.control_ended(),
+            }
+            self.splitter.add_fds(fds);
+            self.handle_frames(supervisor);
+        }
+    }
+
+    fn handle_frames(&mut self, supervisor: &Supervisor) {
+        loop {
+            let frame = match self.splitter.next_frame() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return,
+                Err(error) => return self.violate(error.to_string()),
+            };
+            if self.pidfd.is_none() && matches!(frame.header.kind, BORN | NOT_BORN) {
+                self.announced(frame, supervisor);
+                continue;
+            }
+            if self.doomed {
+                continue;
+            }
+            let next = self.listener.frame(frame);
+            if self.listener.is_ready() {
+                self.deadline = None;
+            }
+            match next {
+                Next::Continue => (),
+                Next::Kill => return self.kill(),
+                Next::Violation(what) => return self.violate(what),
+                Next::Release if self.pidfd.is_none() => self.release_when_born = true,
+                Next::Release => return self.release(supervisor),
+            }
+        }
+    }
+
+    /// The fork server has made the child, or could not.
+    fn announced(&mut self, mut frame: Frame, supervisor: &Supervisor) {
+        if frame.header.kind == NOT_BORN {
+            let errno = i32::try_from(frame.header.aux).unwrap_or_default();
+            self.cause = Some(Cause::NotBorn(io::Error::from_raw_os_error(errno)));
+            self.control = None;
+            return;
+        }
+        let pid = u32::try_from(frame.header.aux).ok().filter(|pid| *pid > 1);
+        let (Some(pid), Some(pidfd)) = (pid, frame.fds.pop()) else {
+            return self.violate("it was announced without a number".to_owned());
+        };
+        self.set_pid(pid, Arc::new(pidfd.into()));
+        supervisor.guardian.watch(pid, true);
+        if self.doomed {
+            self.kill();
+        }
+        if let Some(pidfd) = &self.pidfd {
+            // A set that has taken the other two takes this one; if not, the control socket's end
+            // is what is left to tell of the child's.
+            let _ = supervisor
+                .epoll
+                .add(&**pidfd, self.token(Part::Pidfd), Interest::Read);
+        }
+        if self.release_when_born {
+            self.release(supervisor);
+        }
+    }
+
+    fn release(&mut self, supervisor: &Supervisor) {
+        let Some(socket) = self.control.take() else {
+            return;
+        };
+        let _ = supervisor.epoll.remove(&socket);
+        let limit = 0;
+        let splitter = std::mem::replace(&mut self.splitter, Splitter::new(limit));
+        let (rest, fds) = splitter.into_rest();
+        if !fds.is_empty() {
+            return self.violate("descriptors came that no frame claims".to_owned());
+        }
+        self.listener.released(Control { socket, rest });
+    }
+
+    fn read_stderr(&mut self, supervisor: &Supervisor, how: Read) {
+        let mut buffer = [0; 16 << 10];
+        let mut forward = supervisor.forward();
+        while let Some(stderr) = &self.stderr {
+            if how == Read::WhileThereIsRoom && !forward.has_room(self.id) {
+                if !self.stderr_paused {
+                    self.stderr_paused = true;
+                    let _ = supervisor.epoll.remove(stderr);
+                }
+                return;
+            }
+            match pipe::read(stderr, &mut buffer) {
+                Ok(len @ 1..) => {
+                    self.tail.push(&buffer[..len]);
+                    forward.write(&buffer[..len], &supervisor.epoll, STDERR);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(_) | Err(_) => self.stderr = None,
+            }
+        }
+        if let (Some(stderr), true) = (&self.stderr, self.stderr_paused) {
+            self.stderr_paused = false;
+            let _ = supervisor
+                .epoll
+                .add(stderr, self.token(Part::Stderr), Interest::Read);
+        }
+    }
+
+    fn expire(&mut self) {
+        if self.deadline.take().is_some() && !self.listener.is_ready() {
+            self.cause.get_or_insert(Cause::TimedOut(self.ready_within));
+            self.kill();
+        }
+    }
+
+    fn violate(&mut self, what: String) {
+        self.cause.get_or_insert(Cause::Violation(what));
+        // The stream cannot be read on.
+        self.control = None;
+        self.kill();
+    }
+
+    /// The child has closed its control socket: it is ending, or of no use any more.
+    fn control_ended(&mut self) {
+        self.control = None;
+        self.kill();
+    }
+
+    /// Kills it and hears no more of it but its end.
+    fn kill(&mut self) {
+        self.doomed = true;
+        if let Some(pidfd) = &self.pidfd {
+            let _ = pidfd.signal(signal::KILL);
+            self.control = None;
+        }
+        // Otherwise the fork server's word is still to come on the control socket; without it the
+        // child would be nobody's.
+    }
+
+    /// The pidfd is readable: takes the child apart, unless it cannot be reaped yet.
+    fn has_ended(&mut self, supervisor: &Supervisor) -> bool {
+        let Some(pidfd) = self.pidfd.clone() else {
+            return false;
+        };
+        let ended = match pidfd.wait(Reap::No) {
+            Some(Ended::No) => {
+                // Traced: its tracer has the first word. The pidfd stays readable meanwhile.
+                let _ = supervisor.epoll.remove(&*pidfd);
+                let id = self.id;
+                let look_again = move || super::running().map(|it| it.handle(id, Part::Pidfd));
+                let again = Instant::now() + TRACED_PAUSE;
+                supervisor.at(again, Box::new(move || drop(look_again())));
+                return false;
+            }
+            Some(_) => {
+                self.read_control(supervisor, LAST_TURN);
+                if let (Some(pid), Group::Led) = (self.pid, self.group) {
+                    // The zombie pins the number, so it can be nobody else's group.
+                    signal::kill_group(pid);
+                }
+                None
+            }
+            None => {
+                self.read_control(supervisor, LAST_TURN);
+                Some(pidfd.status_after_reaping())
+            }
+        };
+        if let (Some(pid), Group::Led) = (self.pid, self.group) {
+            supervisor.guardian.forget(pid);
+        }
+        let ended = ended
+            .or_else(|| pidfd.wait(Reap::Yes))
+            .unwrap_or_else(|| pidfd.status_after_reaping());
+        let status = match ended {
+            Ended::Exited(code) => ExitStatus::Exited(code),
+            Ended::Signaled {
+                signal,
+                core_dumped,
+            } => ExitStatus::Signaled {
+                signal,
+                core_dumped,
+            },
+            Ended::No | Ended::Unknown => ExitStatus::Unknown,
+        };
+        self.end(Some(status), supervisor);
+        true
+    }
+
+    fn end(&mut self, status: Option<ExitStatus>, supervisor: &Supervisor) {
+        self.read_stderr(supervisor, Read::ToTheLast);
+        let stderr_tail = std::mem::take(&mut self.tail).into_text();
+        let listener = std::mem::replace(&mut self.listener, Box::new(Nobody));
+        listener.ended(End {
+            status,
+            stderr_tail,
+            cause: self.cause.take(),
+        });
+    }
+}
+
+/// How to read a child's stderr.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// Our own stderr may be slow: its writer waits then.
+    WhileThereIsRoom,
+    /// All that is there: it has ended, so that is at most a pipe full.
+    ToTheLast,
+}
+
+/// Listens to a child of which nothing is left.
+struct Nobody;
+
+impl Listener for Nobody {
+    fn born(&mut self, _: u32, _: &Arc<Pidfd>) {}
+
+    fn frame(&mut self, _: Frame) -> Next {
+        Next::Continue
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn released(&mut self, _: Control) {}
+
+    fn ended(self: Box<Self>, _: End) {}
+}

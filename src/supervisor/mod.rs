@@ -1,0 +1,277 @@
+//! The supervisor: the one OS thread that creates processes, owns their pidfds and reaps them.
+//!
+//! It is a thread and not a task, since it has to work while every tokio thread is blocked and
+//! after every runtime was dropped, and since `PR_SET_PDEATHSIG` follows the *thread* that created
+//! a process: a child made by one of tokio's blocking threads would die when that thread has been
+//! idle for ten seconds. It starts at the first use and never ends.
+//!
+//! All state is in one table under a mutex that is never held during a wait or a callback. So any
+//! thread can add a child without waking the supervisor: it inserts the record and adds the
+//! descriptors to the epoll set by itself. Which callbacks a child has is a [`Listener`] of the
+//! layer above.
+//!
+//! Other files: what a child's record does when its descriptors are ready (`child`), what runs
+//! when (`timer`), who kills when this process is gone (`guardian`), stderr (`stderr`).
+
+mod child;
+mod guardian;
+mod stderr;
+mod timer;
+
+use std::collections::HashMap;
+use std::io;
+use std::mem;
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) use self::child::{
+    BORN, Birth, Cause, Control, End, Listener, NOT_BORN, NewChild, Next,
+};
+use self::child::{Child, Part};
+pub(crate) use self::guardian::Word;
+use self::stderr::Forward;
+pub(crate) use self::timer::TimerId;
+use self::timer::Timers;
+use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::eventfd::EventFd;
+use crate::sys::rlimit::{self, CpuMask};
+use crate::sys::{inherited_fds, signal, tasks};
+
+/// A job for the supervisor's thread.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The supervisor of this process.
+pub(crate) struct Supervisor {
+    epoll: Epoll,
+    /// Wakes the thread for what is in the table's inbox, or for an earlier timer.
+    doorbell: EventFd,
+    table: Mutex<Table>,
+    next_id: AtomicU64,
+    thread_id: AtomicU32,
+    affinity: OnceLock<CpuMask>,
+    pub(crate) guardian: guardian::Guardian,
+    forward: Mutex<Forward>,
+}
+
+#[derive(Default)]
+struct Table {
+    children: HashMap<u64, Child>,
+    inbox: Vec<Job>,
+    timers: Timers,
+}
+
+/// The epoll token of the doorbell; children have ids above 0.
+const DOORBELL: u64 = 0;
+/// The epoll token of our own stderr while it takes no more; the part of no child.
+const STDERR: u64 = 1;
+
+/// A forked child begins with none, and with no thread to run it, whatever its parent has.
+static SUPERVISOR: RwLock<Option<&'static Supervisor>> = RwLock::new(None);
+
+/// The supervisor of this process, started if need be.
+pub(crate) fn get() -> io::Result<&'static Supervisor> {
+    if let Some(supervisor) = running() {
+        return Ok(supervisor);
+    }
+    let mut place = SUPERVISOR.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(supervisor) = *place {
+        return Ok(supervisor);
+    }
+    // Never freed: its thread never ends.
+    let supervisor: &'static _ = Box::leak(Box::new(Supervisor::new()?));
+    let name = "mp-supervisor".to_owned();
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || supervisor.run())?;
+    *place = Some(supervisor);
+    Ok(supervisor)
+}
+
+/// The supervisor, if one has been started.
+pub(crate) fn running() -> Option<&'static Supervisor> {
+    *SUPERVISOR.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// In a forked child, on the thread that was the supervisor's: forgets the parent's supervisor,
+/// and closes its descriptors, without dropping what belongs to the parent's runtimes.
+pub(crate) fn forget_inherited() {
+    let mut place = SUPERVISOR.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(inherited) = place.take() {
+        let mut fds = vec![inherited.epoll.as_fd(), inherited.doorbell.as_fd()];
+        let table = inherited.table();
+        fds.extend(table.children.values().flat_map(Child::fds));
+        inherited_fds::close(&fds);
+    }
+}
+
+/// Runs `job` on the supervisor's thread once `delay` has passed, unless it is cancelled.
+pub(crate) fn after(delay: Duration, job: impl FnOnce() + Send + 'static) -> io::Result<TimerId> {
+    Ok(get()?.at(Instant::now() + delay, Box::new(job)))
+}
+
+/// Takes back what [`after`] was given; nothing happens if it has run.
+pub(crate) fn cancel(timer: TimerId) {
+    if let Some(supervisor) = running() {
+        let job = supervisor.table().timers.remove(timer);
+        drop(job);
+    }
+}
+
+impl Supervisor {
+    fn new() -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let doorbell = EventFd::new()?;
+        epoll.add(&doorbell, DOORBELL, Interest::Read)?;
+        Ok(Self {
+            epoll,
+            doorbell,
+            table: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            thread_id: AtomicU32::new(0),
+            affinity: OnceLock::new(),
+            guardian: guardian::Guardian::default(),
+            forward: Mutex::default(),
+        })
+    }
+
+    /// Has `job` run on the supervisor's thread.
+    pub(crate) fn post(&self, job: impl FnOnce() + Send + 'static) {
+        self.table().inbox.push(Box::new(job));
+        self.doorbell.raise();
+    }
+
+    /// Takes a child into care: its record is in the table before any of its events can come.
+    pub(crate) fn adopt(&self, child: NewChild) -> io::Result<u64> {
+        let id = self.next_id.fetch_add(1, Relaxed);
+        let child = Child::new(id, child);
+        let mut table = self.table();
+        let watched = child.watch(&self.epoll);
+        let ring = child.deadline().is_some_and(|(deadline, timer)| {
+            table
+                .timers
+                .insert(timer, deadline, Box::new(move || expire(id)))
+        });
+        table.children.insert(id, child);
+        drop(table);
+        if ring {
+            self.doorbell.raise();
+        }
+        if watched.is_err() {
+            // It cannot be looked after: closing its control socket makes it leave.
+            self.post(move || drop(running().map(|this| this.table().children.remove(&id))));
+        }
+        watched.map(|()| id)
+    }
+
+    /// The number of the supervisor's thread, once it runs.
+    pub(crate) fn thread_id(&self) -> u32 {
+        self.thread_id.load(Relaxed)
+    }
+
+    /// The CPUs of the supervisor's thread, which what it creates inherits.
+    pub(crate) fn affinity(&self) -> Option<&CpuMask> {
+        self.affinity.get()
+    }
+
+    fn at(&self, time: Instant, job: Job) -> TimerId {
+        let id = timer::next_id();
+        let ring = self.table().timers.insert(id, time, job);
+        if ring {
+            self.doorbell.raise();
+        }
+        id
+    }
+
+    fn run(&'static self) {
+        // The application's signal handlers run on its own threads.
+        signal::block_all();
+        self.thread_id.store(tasks::current(), Relaxed);
+        if let Ok(mask) = rlimit::own_affinity() {
+            let _ = self.affinity.set(mask);
+        }
+        let mut ready = Vec::new();
+        loop {
+            self.run_jobs();
+            let timeout = self
+                .table()
+                .timers
+                .next()
+                .map(|time| time.saturating_duration_since(Instant::now()));
+            if let Err(error) = self.epoll.wait(&mut ready, timeout) {
+                // An epoll set that is open and a buffer that is ours cannot fail; if they do all
+                // the same, children must be looked after nevertheless.
+                tracing::error!(%error, "the supervisor cannot wait for events");
+                thread::sleep(Duration::from_millis(100));
+            }
+            for &token in &ready {
+                match token {
+                    DOORBELL => self.doorbell.lower(),
+                    STDERR => self.continue_forwarding(),
+                    token => self.handle(token >> Part::BITS, Part::from_token(token)),
+                }
+            }
+        }
+    }
+
+    /// Runs what was posted, and the timers whose time has come.
+    fn run_jobs(&self) {
+        loop {
+            let mut table = self.table();
+            let mut jobs = mem::take(&mut table.inbox);
+            jobs.extend(table.timers.take_due(Instant::now()));
+            drop(table);
+            if jobs.is_empty() {
+                return;
+            }
+            for job in jobs {
+                job();
+            }
+        }
+    }
+
+    /// Handles an event of one child, whose record is out of the table meanwhile.
+    fn handle(&self, id: u64, part: Part) {
+        // Gone: an event that was on its way when the child ended.
+        let Some(mut child) = self.table().children.remove(&id) else {
+            return;
+        };
+        if child.ready(part, self) {
+            self.table().children.insert(id, child);
+        } else {
+            let timer = child.deadline().map(|(_, timer)| timer);
+            if let Some(timer) = timer {
+                drop(self.table().timers.remove(timer));
+            }
+        }
+    }
+
+    /// Ids of the children that can be signalled or waited for.
+    pub(crate) fn n_children(&self) -> usize {
+        self.table().children.len()
+    }
+
+    fn continue_forwarding(&self) {
+        let resumed = self.forward().continue_writing(&self.epoll, STDERR);
+        for id in resumed {
+            self.handle(id, Part::Stderr);
+        }
+    }
+
+    fn forward(&self) -> MutexGuard<'_, Forward> {
+        self.forward.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The time limit of child `id` for its handshake has passed.
+fn expire(id: u64) {
+    if let Some(supervisor) = running() {
+        supervisor.handle(id, Part::Deadline);
+    }
+}

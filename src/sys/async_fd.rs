@@ -1,0 +1,30 @@
+//! Descriptors that tokio watches.
+//!
+//! Registered for reading only: an interest in writability costs an epoll event for each message,
+//! which about doubles a round trip. Where a write would block, ask for writability then.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Watches `fd` for reading, on the runtime of the caller.
+///
+/// # Panics
+///
+/// Outside a tokio runtime, or in one without I/O.
+pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(fd, Interest::READABLE)
+}
+
+/// Watches `fd` for `interest`, on the runtime of the caller.
+///
+/// # Panics
+///
+/// Outside a tokio runtime, or in one without I/O.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and the `AsyncFd` owns
+    // it and gives it out only after it has taken it out of the set.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
