@@ -4,6 +4,7 @@
 compile_error!("tokio-multiprocess works on Linux only");
 
 mod error;
+pub mod fd;
 mod process;
 mod supervisor;
 #[expect(unsafe_code, reason = "the one place where unsafe code lives")]

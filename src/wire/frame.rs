@@ -4,14 +4,34 @@
 //! first byte, so the kernel hands them out no later than the header; a frame that claims more
 //! than have come by then is malformed. The body's length is checked against the channel's limit
 //! before anything is reserved for it.
+//!
+//! The kernel takes [`FDS_PER_FRAME_MAX`] descriptors at once. A value with more of them sends the
+//! rest ahead, in frames of the kind [`MORE_FDS`] without a body, on every channel.
+//!
+//! A process that runs out of descriptors is told so by the kernel, which hands out the first of
+//! a frame's and drops the others. It ends a read behind the frame whose descriptors it hands out,
+//! so those that are missing belong to the first frame that claims more than there are. That frame
+//! is read to its end and refused, its other descriptors are closed, and the stream goes on.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use crate::sys::socket::FDS_PER_MESSAGE;
+
 /// Bytes of a header.
 pub(crate) const HEADER_LEN: usize = 16;
+
+/// The most descriptors of one frame.
+pub(crate) const FDS_PER_FRAME_MAX: usize = FDS_PER_MESSAGE;
+
+/// The most descriptors of one value: more than a process may have open by default.
+pub(crate) const FDS_PER_VALUE_MAX: usize = 16 * FDS_PER_FRAME_MAX;
+
+/// The kind of a frame without a body whose descriptors belong to the next frame.
+pub(crate) const MORE_FDS: u8 = u8::MAX;
 
 /// The first bytes of a frame, little-endian: length, kind, descriptors, two zeros, `aux`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +56,21 @@ impl Header {
             n_fds: 0,
             aux,
         }
+    }
+
+    /// The header of a frame that carries `n_fds` descriptors for the frame behind it.
+    pub(crate) fn more_fds(n_fds: usize) -> Self {
+        Self::new(MORE_FDS, 0, 0).with_fds(n_fds)
+    }
+
+    /// The same with `n_fds` descriptors attached, at most [`FDS_PER_FRAME_MAX`].
+    pub(crate) fn with_fds(self, n_fds: usize) -> Self {
+        assert!(
+            n_fds <= FDS_PER_FRAME_MAX,
+            "{n_fds} descriptors in one frame"
+        );
+        let n_fds = n_fds as u8;
+        Self { n_fds, ..self }
     }
 
     /// For the wire.
@@ -86,20 +121,42 @@ pub(crate) enum FrameError {
     /// Descriptors came that no frame claims.
     #[error("{0} descriptors came that no frame claims")]
     SurplusFds(usize),
+    /// More descriptors for one value than any value has.
+    #[error("more than {FDS_PER_VALUE_MAX} descriptors came for one frame")]
+    TooManyFds,
+    /// The kernel dropped descriptors of this frame. The frame has been read, and the stream can
+    /// be read on.
+    #[error("this process is out of file descriptors")]
+    FdsLost,
 }
 
 /// Cuts a stream into frames.
 #[derive(Debug)]
 pub(crate) struct Splitter {
-    /// Bytes that are not a whole frame yet.
+    /// Bytes that are not a whole frame yet; the current frame's header has been taken out.
     buffer: BytesMut,
-    /// Descriptors of frames that are not whole yet.
+    /// Descriptors that no header has claimed yet.
     fds: VecDeque<OwnedFd>,
+    /// The frame that is being read.
+    current: Option<Header>,
+    /// Descriptors of the frame that is being read, and those that were sent ahead.
+    claimed: Vec<OwnedFd>,
+    /// The kernel has dropped descriptors, of a frame whose header was not seen yet.
+    lost: bool,
+    /// The frame that is being read has lost descriptors.
+    crippled: bool,
     limit: u32,
+    /// About how long the longest of the last frames was.
+    recent_len: usize,
+    /// What the buffer was made for.
+    buffer_len_max: usize,
 }
 
 /// How many bytes are asked for when nothing is known of what comes.
 const CHUNK: usize = 64 << 10;
+
+/// A buffer that was made for less than this is not given up.
+const KEPT: usize = 4 * CHUNK;
 
 impl Splitter {
     /// Bodies may have up to `limit` bytes.
@@ -107,20 +164,30 @@ impl Splitter {
         Self {
             buffer: BytesMut::new(),
             fds: VecDeque::new(),
+            current: None,
+            claimed: Vec::new(),
+            lost: false,
+            crippled: false,
             limit,
+            recent_len: 0,
+            buffer_len_max: 0,
         }
+    }
+
+    /// Bodies may have up to `limit` bytes from the next frame on.
+    pub(crate) fn set_limit(&mut self, limit: u32) {
+        self.limit = limit;
     }
 
     /// Where to append what is read, and how much to read at most.
     pub(crate) fn room(&mut self) -> (&mut BytesMut, usize) {
         // A frame whose length is known is read without growing the buffer again and again.
-        let rest = match self.header() {
-            Ok(Some(header)) if header.len <= self.limit => {
-                (HEADER_LEN + header.len as usize).saturating_sub(self.buffer.len())
-            }
-            _ => 0,
-        };
-        (&mut self.buffer, rest.max(CHUNK))
+        let missing = self.current.map_or(0, |header| {
+            (header.len as usize).saturating_sub(self.buffer.len())
+        });
+        let room = missing.max(CHUNK);
+        self.buffer_len_max = self.buffer_len_max.max(self.buffer.len() + room);
+        (&mut self.buffer, room)
     }
 
     /// Takes descriptors that came with the bytes just read.
@@ -128,55 +195,127 @@ impl Splitter {
         self.fds.extend(fds);
     }
 
+    /// The kernel has dropped descriptors of the bytes just read.
+    pub(crate) fn set_fds_lost(&mut self) {
+        self.lost = true;
+    }
+
     /// The next whole frame, or nothing until more is read.
     ///
     /// # Errors
     ///
-    /// The stream is malformed and cannot be read any further.
+    /// The stream is malformed and cannot be read any further; but after
+    /// [`FrameError::FdsLost`] it can.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        let Some(header) = self.header()? else {
+        loop {
+            let Some(header) = self.current_header()? else {
+                return Ok(None);
+            };
+            let len = header.len as usize;
+            if self.buffer.len() < len {
+                return Ok(None);
+            }
+            self.current = None;
+            if header.kind == MORE_FDS {
+                continue;
+            }
+            let body = self.buffer.split_to(len).freeze();
+            let fds = mem::take(&mut self.claimed);
+            self.forget_large_buffer(len);
+            if mem::take(&mut self.crippled) {
+                return Err(FrameError::FdsLost);
+            }
+            if self.buffer.is_empty() && !self.fds.is_empty() {
+                return Err(FrameError::SurplusFds(self.fds.len()));
+            }
+            return Ok(Some(Frame { header, body, fds }));
+        }
+    }
+
+    /// The header of the frame that is being read. It is checked once, and its descriptors are
+    /// claimed.
+    fn current_header(&mut self) -> Result<Option<Header>, FrameError> {
+        if self.current.is_some() {
+            return Ok(self.current);
+        }
+        let Some(bytes) = self.buffer.first_chunk() else {
             return Ok(None);
         };
+        let header = Header::from_bytes(bytes)?;
         if header.len > self.limit {
             return Err(FrameError::TooLong {
                 len: header.len,
                 limit: self.limit,
             });
         }
+        if header.kind == MORE_FDS && (header.len > 0 || header.n_fds == 0) {
+            return Err(FrameError::BadHeader);
+        }
         let n_fds = usize::from(header.n_fds);
-        if n_fds > self.fds.len() {
+        if self.claimed.len() + n_fds > FDS_PER_VALUE_MAX {
+            return Err(FrameError::TooManyFds);
+        }
+        if n_fds <= self.fds.len() {
+            self.claimed.extend(self.fds.drain(..n_fds));
+        } else if mem::take(&mut self.lost) {
+            // They are of no use without the others, and would be taken for the next frame's.
+            self.fds.clear();
+            self.crippled = true;
+        } else {
             return Err(FrameError::MissingFds {
                 claimed: header.n_fds,
                 came: self.fds.len(),
             });
         }
-        if self.buffer.len() < HEADER_LEN + header.len as usize {
-            return Ok(None);
-        }
         self.buffer.advance(HEADER_LEN);
-        let body = self.buffer.split_to(header.len as usize).freeze();
-        let fds = self.fds.drain(..n_fds).collect();
-        if self.buffer.is_empty() && !self.fds.is_empty() {
-            return Err(FrameError::SurplusFds(self.fds.len()));
+        self.current = Some(header);
+        Ok(self.current)
+    }
+
+    /// Lets go of a buffer that was made for frames much longer than those that come now.
+    fn forget_large_buffer(&mut self, len: usize) {
+        self.recent_len = len.max(self.recent_len - self.recent_len / 16);
+        if self.buffer.is_empty() && self.buffer_len_max > KEPT.max(4 * self.recent_len) {
+            self.buffer = BytesMut::new();
+            self.buffer_len_max = 0;
         }
-        Ok(Some(Frame { header, body, fds }))
     }
 
     /// Whether the stream ends between two frames, if it ends here.
     pub(crate) fn is_at_boundary(&self) -> bool {
-        self.buffer.is_empty() && self.fds.is_empty()
+        self.buffer.is_empty()
+            && self.fds.is_empty()
+            && self.current.is_none()
+            && self.claimed.is_empty()
     }
 
     /// What was read beyond the last frame, for whoever reads the stream from here on.
     pub(crate) fn into_rest(self) -> (BytesMut, VecDeque<OwnedFd>) {
-        (self.buffer, self.fds)
+        let bytes = self
+            .rest()
+            .map_or_else(BytesMut::new, |(bytes, _)| bytes[..].into());
+        let fds = self.claimed.into_iter().chain(self.fds);
+        (bytes, fds.collect())
     }
 
-    fn header(&self) -> Result<Option<Header>, FrameError> {
-        self.buffer
-            .first_chunk()
-            .map(Header::from_bytes)
-            .transpose()
+    /// The same for a reader that may have to go on here.
+    ///
+    /// Nothing, if descriptors were lost on the way.
+    pub(crate) fn rest(&self) -> Option<(Vec<u8>, Vec<BorrowedFd<'_>>)> {
+        if self.lost || self.crippled {
+            return None;
+        }
+        // The headers that were taken out of the buffer are written again.
+        let own = self.current.map_or(0, |header| usize::from(header.n_fds));
+        let ahead = &self.claimed[..self.claimed.len() - own];
+        let mut bytes = Vec::new();
+        for group in ahead.chunks(FDS_PER_FRAME_MAX) {
+            bytes.extend(Header::more_fds(group.len()).to_bytes());
+        }
+        bytes.extend(self.current.iter().flat_map(|header| header.to_bytes()));
+        bytes.extend(&self.buffer);
+        let fds = self.claimed.iter().chain(&self.fds);
+        Some((bytes, fds.map(AsFd::as_fd).collect()))
     }
 }
 
@@ -258,6 +397,113 @@ mod tests {
         assert_eq!(
             splitter.next_frame().unwrap_err(),
             FrameError::SurplusFds(1)
+        );
+    }
+
+    fn some_fds(n: usize) -> Vec<OwnedFd> {
+        let one = OwnedFd::from(std::io::pipe().unwrap().0);
+        (0..n).map(|_| one.try_clone().unwrap()).collect()
+    }
+
+    fn header_of(bytes: &mut BytesMut, header: Header) {
+        bytes.extend_from_slice(&header.to_bytes());
+    }
+
+    #[test]
+    fn descriptors_sent_ahead_belong_to_the_next_frame() {
+        let mut splitter = Splitter::new(LIMIT);
+        for n_fds in [FDS_PER_FRAME_MAX, FDS_PER_FRAME_MAX] {
+            splitter.add_fds(some_fds(n_fds));
+            header_of(splitter.room().0, Header::more_fds(n_fds));
+            assert!(splitter.next_frame().unwrap().is_none());
+            assert!(!splitter.is_at_boundary());
+        }
+        splitter.add_fds(some_fds(3));
+        header_of(splitter.room().0, Header::new(7, 0, 0).with_fds(3));
+
+        let frame = splitter.next_frame().unwrap().unwrap();
+
+        assert_eq!(frame.fds.len(), 2 * FDS_PER_FRAME_MAX + 3);
+        assert!(splitter.is_at_boundary());
+    }
+
+    #[test]
+    fn descriptors_sent_ahead_without_end_are_refused() {
+        let mut splitter = Splitter::new(LIMIT);
+        let refused = loop {
+            splitter.add_fds(some_fds(FDS_PER_FRAME_MAX));
+            header_of(splitter.room().0, Header::more_fds(FDS_PER_FRAME_MAX));
+            if let Err(refused) = splitter.next_frame() {
+                break refused;
+            }
+        };
+
+        assert_eq!(refused, FrameError::TooManyFds);
+    }
+
+    #[test]
+    fn a_frame_that_lost_descriptors_is_refused_alone() {
+        for came in 0..3 {
+            let mut splitter = Splitter::new(LIMIT);
+            splitter.add_fds(some_fds(came));
+            splitter.set_fds_lost();
+            let (buffer, _) = splitter.room();
+            buffer.extend_from_slice(&stream(&[b"before"]));
+            header_of(buffer, Header::new(7, 0, 4).with_fds(3));
+            buffer.extend_from_slice(b"ha");
+            assert_eq!(splitter.next_frame().unwrap().unwrap().body, "before");
+            assert!(splitter.next_frame().unwrap().is_none());
+
+            // The rest of the body comes together with the next frame and its descriptor.
+            splitter.add_fds(some_fds(1));
+            let (buffer, _) = splitter.room();
+            buffer.extend_from_slice(b"lf");
+            header_of(buffer, Header::new(7, 0, 5).with_fds(1));
+            buffer.extend_from_slice(b"after");
+
+            assert_eq!(splitter.next_frame().unwrap_err(), FrameError::FdsLost);
+            let after = splitter.next_frame().unwrap().unwrap();
+            assert_eq!((&after.body[..], after.fds.len()), (&b"after"[..], 1));
+            assert!(splitter.is_at_boundary());
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_stream_can_be_read_by_another() {
+        let mut splitter = Splitter::new(LIMIT);
+        splitter.add_fds(some_fds(FDS_PER_FRAME_MAX + 2));
+        let (buffer, _) = splitter.room();
+        header_of(buffer, Header::more_fds(FDS_PER_FRAME_MAX));
+        header_of(buffer, Header::new(7, 9, 4).with_fds(2));
+        buffer.extend_from_slice(b"ha");
+        assert!(splitter.next_frame().unwrap().is_none());
+
+        let (bytes, fds) = splitter.into_rest();
+        let mut other = Splitter::new(LIMIT);
+        other.add_fds(fds);
+        other.room().0.extend_from_slice(&bytes);
+        other.room().0.extend_from_slice(b"lf");
+
+        let frame = other.next_frame().unwrap().unwrap();
+        assert_eq!((frame.header.kind, frame.header.aux), (7, 9));
+        assert_eq!(frame.body, "half");
+        assert_eq!(frame.fds.len(), FDS_PER_FRAME_MAX + 2);
+    }
+
+    #[test]
+    fn a_buffer_made_for_one_long_frame_is_given_up() {
+        let mut splitter = Splitter::new(u32::MAX);
+        let long = vec![0; 10 << 20];
+        assert_eq!(feed(&mut splitter, &stream(&[&long])).len(), 1);
+
+        for _ in 0..200 {
+            assert_eq!(feed(&mut splitter, &stream(&[b"short"])).len(), 1);
+        }
+
+        assert!(
+            splitter.buffer_len_max <= KEPT,
+            "{}",
+            splitter.buffer_len_max
         );
     }
 

@@ -1,5 +1,6 @@
-//! What runs over a socket: frames, and the codec of the values inside them.
+//! What runs over a socket: frames, and the values and descriptors inside them.
 
 pub(crate) mod codec;
+pub(crate) mod fds;
 pub(crate) mod frame;
 mod guard;

@@ -7,10 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layers, bottom to top. A file may use what stands before its own layer in this list.
-const LAYERS: [&str; 12] = [
+const LAYERS: [&str; 13] = [
     "error",
     "sys",
     "wire",
+    "fd",
     "supervisor",
     "broker",
     "process",
