@@ -88,7 +88,7 @@ mod tests {
         #[derive(Serialize, Deserialize, PartialEq, Debug)]
         enum Shape {
             Unit,
-            Newtype(Box<Shape>),
+            Newtype(Box<Self>),
             Tuple(u8, i128),
             Struct { text: String, wide: char },
         }
@@ -166,21 +166,21 @@ mod tests {
     }
 
     #[derive(Debug, Serialize, Deserialize)]
-    struct List(Option<Box<List>>);
+    struct List(Option<Box<Self>>);
 
     #[derive(Debug, Serialize, Deserialize)]
     enum Chain {
         End,
-        Link(Box<Chain>),
+        Link(Box<Self>),
     }
 
     #[derive(Debug, Serialize, Deserialize)]
     struct Tree {
-        children: Vec<Tree>,
+        children: Vec<Self>,
     }
 
     #[derive(Debug, Serialize, Deserialize)]
-    struct Directory(BTreeMap<u8, Directory>);
+    struct Directory(BTreeMap<u8, Self>);
 
     #[test]
     fn nesting_without_end_is_an_error_and_no_stack_overflow() {
