@@ -127,6 +127,8 @@ fn run_spawned(hook: Option<&'static extern "C" fn()>) -> ! {
 /// The common course of every child that begins without state of its parent's: what arrives on
 /// descriptor 0 says what to do.
 pub(super) fn run_child(hook: Option<&'static extern "C" fn()>) -> ! {
+    // It was created by a thread that blocks every signal.
+    signal::unblock_all();
     signal::ignore_sigpipe();
     match receive_start() {
         Ok((start, child)) => {

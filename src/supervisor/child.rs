@@ -149,12 +149,12 @@ const TRACED_PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct Child {
     id: u64,
     pid: Option<u32>,
-    pidfd: Option<Arc<Pidfd>>,
+    pidfd: Option<Watched<Arc<Pidfd>>>,
     group: Group,
-    control: Option<OwnedFd>,
+    control: Option<Watched<OwnedFd>>,
     unsent: Bytes,
     splitter: Splitter,
-    stderr: Option<OwnedFd>,
+    stderr: Option<Watched<OwnedFd>>,
     tail: Tail,
     deadline: Option<(Instant, TimerId)>,
     ready_within: Duration,
@@ -176,8 +176,39 @@ enum Group {
     None,
 }
 
+/// A descriptor in the supervisor's set, for as long as it is here.
+///
+/// To close it would not be enough: while somebody else holds a copy, be it a process that the
+/// application has forked, its events would go on, and nobody could take it out any more.
+struct Watched<F: AsFd> {
+    fd: F,
+    epoll: &'static Epoll,
+}
+
+impl<F: AsFd> Watched<F> {
+    fn new(fd: F, epoll: &'static Epoll, token: u64, interest: Interest) -> io::Result<Self> {
+        epoll.add(&fd, token, interest)?;
+        Ok(Self { fd, epoll })
+    }
+}
+
+impl<F: AsFd> AsFd for Watched<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl<F: AsFd> Drop for Watched<F> {
+    fn drop(&mut self) {
+        // It may be out of the set for a while, see `stderr_paused`.
+        let _ = self.epoll.remove(&self.fd);
+    }
+}
+
 impl Child {
-    pub(super) fn new(id: u64, new: NewChild) -> Self {
+    /// The record of a child whose descriptors are in the set. If that takes one of them not, the
+    /// listener is dropped, and the child finds its control socket closed.
+    pub(super) fn new(id: u64, new: NewChild, epoll: &'static Epoll) -> io::Result<Self> {
         let NewChild {
             birth,
             control,
@@ -192,6 +223,15 @@ impl Child {
         } else {
             Group::Led
         };
+        let interest = if unsent.is_empty() {
+            Interest::Read
+        } else {
+            Interest::ReadWrite
+        };
+        let control = Watched::new(control, epoll, token(id, Part::Control), interest)?;
+        let stderr = stderr
+            .map(|stderr| Watched::new(stderr, epoll, token(id, Part::Stderr), Interest::Read))
+            .transpose()?;
         let mut child = Self {
             id,
             pid: None,
@@ -211,9 +251,9 @@ impl Child {
             listener,
         };
         if let Birth::Known(pid, pidfd) | Birth::Guardian(pid, pidfd) = birth {
-            child.set_pid(pid, pidfd);
+            child.set_pid(pid, pidfd, epoll)?;
         }
-        child
+        Ok(child)
     }
 
     pub(super) fn deadline(&self) -> Option<(Instant, TimerId)> {
@@ -224,31 +264,12 @@ impl Child {
     pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let control = self.control.as_ref().map(AsFd::as_fd);
         let stderr = self.stderr.as_ref().map(AsFd::as_fd);
-        let pidfd = self.pidfd.as_ref().map(|pidfd| pidfd.as_fd());
+        let pidfd = self.pidfd.as_ref().map(AsFd::as_fd);
         control.into_iter().chain(stderr).chain(pidfd)
     }
 
-    /// Adds the descriptors to the set.
-    pub(super) fn watch(&self, epoll: &Epoll) -> io::Result<()> {
-        if let Some(control) = &self.control {
-            let interest = if self.unsent.is_empty() {
-                Interest::Read
-            } else {
-                Interest::ReadWrite
-            };
-            epoll.add(control, self.token(Part::Control), interest)?;
-        }
-        if let Some(stderr) = &self.stderr {
-            epoll.add(stderr, self.token(Part::Stderr), Interest::Read)?;
-        }
-        if let Some(pidfd) = &self.pidfd {
-            epoll.add(&**pidfd, self.token(Part::Pidfd), Interest::Read)?;
-        }
-        Ok(())
-    }
-
     /// Deals with an event; tells whether the child is still there.
-    pub(super) fn ready(&mut self, part: Part, supervisor: &Supervisor) -> bool {
+    pub(super) fn ready(&mut self, part: Part, supervisor: &'static Supervisor) -> bool {
         match part {
             Part::Control => {
                 self.write_unsent(supervisor);
@@ -267,17 +288,15 @@ impl Child {
         true
     }
 
-    fn token(&self, part: Part) -> u64 {
-        self.id << Part::BITS | part as u64
-    }
-
-    fn set_pid(&mut self, pid: u32, pidfd: Arc<Pidfd>) {
+    fn set_pid(&mut self, pid: u32, pidfd: Arc<Pidfd>, epoll: &'static Epoll) -> io::Result<()> {
         self.pid = Some(pid);
         self.listener.born(pid, &pidfd);
-        self.pidfd = Some(pidfd);
+        let token = token(self.id, Part::Pidfd);
+        self.pidfd = Some(Watched::new(pidfd, epoll, token, Interest::Read)?);
+        Ok(())
     }
 
-    fn write_unsent(&mut self, supervisor: &Supervisor) {
+    fn write_unsent(&mut self, supervisor: &'static Supervisor) {
         let Some(control) = &self.control else { return };
         while !self.unsent.is_empty() {
             match socket::send_bytes(control, &self.unsent, Wait::No) {
@@ -287,15 +306,16 @@ impl Child {
                 Err(_) => self.unsent.clear(),
             }
             if self.unsent.is_empty() {
-                let _ = supervisor
-                    .epoll
-                    .modify(control, self.token(Part::Control), Interest::Read);
+                let _ =
+                    supervisor
+                        .epoll
+                        .modify(control, token(self.id, Part::Control), Interest::Read);
             }
         }
     }
 
     /// Reads what the child has sent, about `max` bytes.
-    fn read_control(&mut self, supervisor: &Supervisor, max: usize) {
+    fn read_control(&mut self, supervisor: &'static Supervisor, max: usize) {
         let mut total = 0;
         while total < max {
             let Some(control) = &self.control else { return };
@@ -315,7 +335,7 @@ impl Child {
         }
     }
 
-    fn handle_frames(&mut self, supervisor: &Supervisor) {
+    fn handle_frames(&mut self, supervisor: &'static Supervisor) {
         loop {
             let frame = match self.splitter.next_frame() {
                 Ok(Some(frame)) => frame,
@@ -338,13 +358,13 @@ impl Child {
                 Next::Kill => return self.kill(),
                 Next::Violation(what) => return self.violate(what),
                 Next::Release if self.pidfd.is_none() => self.release_when_born = true,
-                Next::Release => return self.release(supervisor),
+                Next::Release => return self.release(),
             }
         }
     }
 
     /// The fork server has made the child, or could not.
-    fn announced(&mut self, mut frame: Frame, supervisor: &Supervisor) {
+    fn announced(&mut self, mut frame: Frame, supervisor: &'static Supervisor) {
         if frame.header.kind == NOT_BORN {
             let errno = i32::try_from(frame.header.aux).unwrap_or_default();
             self.cause = Some(Cause::NotBorn(io::Error::from_raw_os_error(errno)));
@@ -355,28 +375,30 @@ impl Child {
         let (Some(pid), Some(pidfd)) = (pid, frame.fds.pop()) else {
             return self.violate("it was announced without a number".to_owned());
         };
-        self.set_pid(pid, Arc::new(pidfd.into()));
         supervisor.guardian.watch(pid, true);
+        if let Err(error) = self.set_pid(pid, Arc::new(pidfd.into()), &supervisor.epoll) {
+            // The set took the other two, so the kernel is out of memory.
+            tracing::error!(%error, pid, "a child cannot be looked after");
+        }
         if self.doomed {
             self.kill();
         }
-        if let Some(pidfd) = &self.pidfd {
-            // A set that has taken the other two takes this one; if not, the control socket's end
-            // is what is left to tell of the child's.
-            let _ = supervisor
-                .epoll
-                .add(&**pidfd, self.token(Part::Pidfd), Interest::Read);
-        }
         if self.release_when_born {
-            self.release(supervisor);
+            self.release();
         }
     }
 
-    fn release(&mut self, supervisor: &Supervisor) {
-        let Some(socket) = self.control.take() else {
+    fn release(&mut self) {
+        let Some(control) = self.control.take() else {
             return;
         };
-        let _ = supervisor.epoll.remove(&socket);
+        let socket = match control.as_fd().try_clone_to_owned() {
+            Ok(socket) => socket,
+            Err(error) => {
+                return self.violate(format!("its control socket cannot be kept: {error}"));
+            }
+        };
+        drop(control);
         let limit = 0;
         let splitter = std::mem::replace(&mut self.splitter, Splitter::new(limit));
         let (rest, fds) = splitter.into_rest();
@@ -386,7 +408,7 @@ impl Child {
         self.listener.released(Control { socket, rest });
     }
 
-    fn read_stderr(&mut self, supervisor: &Supervisor, how: Read) {
+    fn read_stderr(&mut self, supervisor: &'static Supervisor, how: Read) {
         let mut buffer = [0; 16 << 10];
         let mut forward = supervisor.forward();
         while let Some(stderr) = &self.stderr {
@@ -410,7 +432,7 @@ impl Child {
             self.stderr_paused = false;
             let _ = supervisor
                 .epoll
-                .add(stderr, self.token(Part::Stderr), Interest::Read);
+                .add(stderr, token(self.id, Part::Stderr), Interest::Read);
         }
     }
 
@@ -438,7 +460,7 @@ impl Child {
     fn kill(&mut self) {
         self.doomed = true;
         if let Some(pidfd) = &self.pidfd {
-            let _ = pidfd.signal(signal::KILL);
+            let _ = pidfd.fd.signal(signal::KILL);
             self.control = None;
         }
         // Otherwise the fork server's word is still to come on the control socket; without it the
@@ -446,13 +468,14 @@ impl Child {
     }
 
     /// The pidfd is readable: takes the child apart, unless it cannot be reaped yet.
-    fn has_ended(&mut self, supervisor: &Supervisor) -> bool {
-        let Some(pidfd) = self.pidfd.clone() else {
+    fn has_ended(&mut self, supervisor: &'static Supervisor) -> bool {
+        let Some(pidfd) = self.pidfd.as_ref().map(|it| Arc::clone(&it.fd)) else {
             return false;
         };
         let ended = match pidfd.wait(Reap::No) {
             Some(Ended::No) => {
-                // Traced: its tracer has the first word. The pidfd stays readable meanwhile.
+                // Traced: its tracer has the first word. The pidfd stays readable meanwhile, so it
+                // is not watched.
                 let _ = supervisor.epoll.remove(&*pidfd);
                 let id = self.id;
                 let look_again = move || super::running().map(|it| it.handle(id, Part::Pidfd));
@@ -494,7 +517,7 @@ impl Child {
         true
     }
 
-    fn end(&mut self, status: Option<ExitStatus>, supervisor: &Supervisor) {
+    fn end(&mut self, status: Option<ExitStatus>, supervisor: &'static Supervisor) {
         self.read_stderr(supervisor, Read::ToTheLast);
         let stderr_tail = std::mem::take(&mut self.tail).into_text();
         let listener = std::mem::replace(&mut self.listener, Box::new(Nobody));
@@ -504,6 +527,11 @@ impl Child {
             cause: self.cause.take(),
         });
     }
+}
+
+/// The name of a descriptor in the supervisor's set.
+fn token(id: u64, part: Part) -> u64 {
+    id << Part::BITS | part as u64
 }
 
 /// How to read a child's stderr.

@@ -143,12 +143,17 @@ impl Supervisor {
         self.doorbell.raise();
     }
 
-    /// Takes a child into care: its record is in the table before any of its events can come.
-    pub(crate) fn adopt(&self, child: NewChild) -> io::Result<u64> {
+    /// Takes a child into care: its record is in the table before any of its events is handled.
+    pub(crate) fn adopt(&'static self, child: NewChild) -> io::Result<()> {
         let id = self.next_id.fetch_add(1, Relaxed);
-        let child = Child::new(id, child);
         let mut table = self.table();
-        let watched = child.watch(&self.epoll);
+        let child = match Child::new(id, child, &self.epoll) {
+            Ok(child) => child,
+            Err(error) => {
+                drop(table);
+                return Err(error);
+            }
+        };
         let ring = child.deadline().is_some_and(|(deadline, timer)| {
             table
                 .timers
@@ -159,11 +164,7 @@ impl Supervisor {
         if ring {
             self.doorbell.raise();
         }
-        if watched.is_err() {
-            // It cannot be looked after: closing its control socket makes it leave.
-            self.post(move || drop(running().map(|this| this.table().children.remove(&id))));
-        }
-        watched.map(|()| id)
+        Ok(())
     }
 
     /// The number of the supervisor's thread, once it runs.
@@ -233,7 +234,7 @@ impl Supervisor {
     }
 
     /// Handles an event of one child, whose record is out of the table meanwhile.
-    fn handle(&self, id: u64, part: Part) {
+    fn handle(&'static self, id: u64, part: Part) {
         // Gone: an event that was on its way when the child ended.
         let Some(mut child) = self.table().children.remove(&id) else {
             return;
@@ -248,12 +249,7 @@ impl Supervisor {
         }
     }
 
-    /// Ids of the children that can be signalled or waited for.
-    pub(crate) fn n_children(&self) -> usize {
-        self.table().children.len()
-    }
-
-    fn continue_forwarding(&self) {
+    fn continue_forwarding(&'static self) {
         let resumed = self.forward().continue_writing(&self.epoll, STDERR);
         for id in resumed {
             self.handle(id, Part::Stderr);

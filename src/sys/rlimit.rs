@@ -4,7 +4,7 @@
 //! [sched_setaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html).
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::mem;
 
 use nix::errno::Errno;
@@ -71,7 +71,10 @@ pub(crate) fn set_affinity(mask: &CpuMask) -> io::Result<()> {
 
 /// The process' file mode mask, read without changing it.
 pub(crate) fn umask() -> io::Result<u32> {
-    let status = fs::read_to_string("/proc/self/status")?;
+    // One read of a page gets it all; std's way to read a file of unknown size takes ten.
+    let mut page = [0; 4096];
+    let len = fs::File::open("/proc/self/status")?.read(&mut page)?;
+    let status = String::from_utf8_lossy(&page[..len]);
     let octal = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     octal
         .and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok())

@@ -234,7 +234,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// Looks after a child that was asked for and cannot be told what to do.
 fn attendant_of_nobody(
-    supervisor: &supervisor::Supervisor,
+    supervisor: &'static supervisor::Supervisor,
     prepared: super::Prepared,
 ) -> Result<(), StartError> {
     let (answer, _) = tokio::sync::oneshot::channel();
@@ -257,7 +257,6 @@ fn attendant_of_nobody(
             ready_within: READY_WITHIN,
             listener: Box::new(Attendant::new(super::What::Call, Some(answer), end)),
         })
-        .map(drop)
         .map_err(StartError::os("look after the process"))
 }
 

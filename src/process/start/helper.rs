@@ -31,6 +31,7 @@ pub(in crate::process) fn run(hook: Option<&'static extern "C" fn()>) -> ! {
     child_setup::lead_group();
     child_setup::close_leaked();
     child_setup::open_standard_fds();
+    signal::unblock_all();
     signal::ignore_sigpipe();
     child_setup::set_name("mp-forkserver");
     let mut groups = BTreeSet::new();
