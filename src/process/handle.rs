@@ -136,6 +136,23 @@ impl<R> Process<R> {
         self.exit.wait().await.status
     }
 
+    /// As [`join`](Self::join), for threads without a runtime. Blocks until the process has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Self::join).
+    pub fn blocking_join(&self) -> Result<R, ProcessError>
+    where
+        R: DeserializeOwned,
+    {
+        futures::executor::block_on(self.join())
+    }
+
+    /// As [`wait`](Self::wait), for threads without a runtime. Blocks until the process has ended.
+    pub fn blocking_wait(&self) -> ExitStatus {
+        futures::executor::block_on(self.wait())
+    }
+
     fn conclude(&self, conclusion: &Conclusion) -> Result<R, ProcessError>
     where
         R: DeserializeOwned,

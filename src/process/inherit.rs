@@ -35,9 +35,8 @@ pub(crate) struct Inheritance {
     pub(crate) limits: Vec<(u8, u64, u64)>,
     pub(crate) affinity: Option<CpuMask>,
     pub(crate) no_new_privileges: bool,
-    /// Which descriptors come along, in the order of these fields.
+    /// Whether a working directory comes along, before the standard three descriptors.
     pub(crate) has_directory: bool,
-    pub(crate) has_standard: [bool; 3],
 }
 
 impl Inheritance {
@@ -51,10 +50,8 @@ impl Inheritance {
         if self.has_directory {
             child_setup::go_to_directory(next()?)?;
         }
-        for (number, comes) in (0..).zip(self.has_standard) {
-            if comes {
-                child_setup::replace_standard(number, next()?)?;
-            }
+        for number in 0..=2 {
+            child_setup::replace_standard(number, next()?)?;
         }
         if let Some(variables) = &self.environment {
             let variables: Vec<_> = variables

@@ -46,16 +46,10 @@ pub(crate) fn open_standard_fds() {
     }
 }
 
-/// Takes the control socket from descriptor 0, which `/dev/null` then fills.
+/// Takes the control socket that a child finds as descriptor 0. It stays open there as well, until
+/// the child's stdin takes its place.
 pub(crate) fn take_control() -> io::Result<OwnedFd> {
-    // SAFETY: takes numbers; the copy is closed on exec.
-    let fd = unsafe { libc::fcntl(CONTROL, libc::F_DUPFD_CLOEXEC, 3) };
-    let fd = Errno::result(fd)?;
-    // SAFETY: the kernel has just made `fd`, and nobody else knows of it.
-    let control = unsafe { OwnedFd::from_raw_fd(fd) };
-    let null = File::open("/dev/null")?;
-    replace(CONTROL, null.into())?;
-    Ok(control)
+    copy_standard(CONTROL)
 }
 
 /// Makes `socket` the control socket of a copy of a fork server: descriptor 0.

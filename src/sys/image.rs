@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 /// Tells whether `address` lies in an executable segment of the main image.
 pub(crate) fn is_code(address: usize) -> bool {

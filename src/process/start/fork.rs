@@ -199,12 +199,8 @@ fn become_child(parent: u32, prepared: Prepared, main: impl FnOnce(Child) + Send
         stderr,
     } = prepared;
     drop((control, stderr));
-    let fds: Vec<OwnedFd> = directory
-        .into_iter()
-        .chain(standard.into_iter().flatten())
-        .collect();
+    let fds: Vec<OwnedFd> = directory.into_iter().chain(standard).collect();
     inheritance.has_directory = fds.len() == 4;
-    inheritance.has_standard = [true; 3];
     let name = inheritance.name.clone();
     info::set_current(&inheritance);
     let begun = inheritance

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::attend::Attendant;
 use super::{Attempt, Launch, Pipes, READY_WITHIN, frames, prepare, send_start, spawn};
@@ -158,7 +158,7 @@ fn begin(sender: watch::Sender<Option<Answer>>) {
 }
 
 /// Asks for a child and takes it into care.
-pub(super) fn start(
+pub(super) async fn start(
     server: &Server,
     launch: &Launch,
     attendant: Attendant,
@@ -167,22 +167,10 @@ pub(super) fn start(
     let supervisor = supervisor::get().map_err(StartError::os("start the supervisor"))?;
     let mut prepared = prepare(launch, pipes)?;
     // First the request: the helper makes the child while the message to it is put together.
-    let word = Word::Fork.to_bytes();
-    let slices = [IoSlice::new(&word)];
-    let asked = loop {
-        let asked = socket::send_with_fds(
-            &server.socket,
-            &slices,
-            &[prepared.theirs.as_fd()],
-            // Many requests at once fill the socket: the helper takes 0.1 ms for each.
-            Wait::Yes,
-        );
-        match asked {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-            asked => break asked,
+    if let Err(error) = request(server, &prepared.theirs).await {
+        if error.kind() == io::ErrorKind::TimedOut {
+            return Err(StartError::TimedOut(READY_WITHIN).into());
         }
-    };
-    if asked.is_err() {
         // Gone; its end may not have been noticed yet.
         forget(server);
         return Err(Attempt::Lost);
@@ -225,6 +213,27 @@ pub(super) fn start(
     Ok(())
 }
 
+/// Sends the request. Many at once fill the socket, of which the helper takes one in 0.1 ms.
+async fn request(server: &Server, theirs: &OwnedFd) -> io::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(1);
+    let word = Word::Fork.to_bytes();
+    let slices = [IoSlice::new(&word)];
+    let since = Instant::now();
+    loop {
+        match socket::send_with_fds(&server.socket, &slices, &[theirs.as_fd()], Wait::No) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+            sent => return sent.map(drop),
+        }
+        if since.elapsed() > READY_WITHIN {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let (wake, woken) = oneshot::channel();
+        supervisor::after(PAUSE, move || drop(wake.send(())))?;
+        // The supervisor never drops a timer that has not gone off.
+        let _ = woken.await;
+    }
+}
+
 fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -237,7 +246,7 @@ fn attendant_of_nobody(
     supervisor: &'static supervisor::Supervisor,
     prepared: super::Prepared,
 ) -> Result<(), StartError> {
-    let (answer, _) = tokio::sync::oneshot::channel();
+    let (answer, _) = oneshot::channel();
     let (end, _) = watch::channel(None);
     let super::Prepared {
         control,

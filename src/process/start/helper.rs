@@ -56,8 +56,11 @@ fn serve(
 ) -> io::Result<Infallible> {
     let control = child_setup::take_control()?;
     // What it would say there is nobody's, and the application's streams end when that ends them.
-    for number in [1, 2] {
-        let null = std::fs::File::options().write(true).open("/dev/null")?;
+    for number in [0, 1, 2] {
+        let null = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
         child_setup::replace_standard(number, null.into())?;
     }
     let epoll = Epoll::new()?;

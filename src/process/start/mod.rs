@@ -191,7 +191,7 @@ async fn attempt(
     match method {
         StartMethod::SPAWN => spawn::start(launch, attendant, &mut pipes)?,
         StartMethod::FORK_SERVER => match forkserver::server(explicit).await? {
-            Some(server) => forkserver::start(&server, launch, attendant, &mut pipes)?,
+            Some(server) => forkserver::start(&server, launch, attendant, &mut pipes).await?,
             None => spawn::start(launch, attendant, &mut pipes)?,
         },
     }
@@ -211,7 +211,7 @@ struct Prepared {
     theirs: OwnedFd,
     inheritance: Inheritance,
     directory: Option<OwnedFd>,
-    standard: [Option<OwnedFd>; 3],
+    standard: [OwnedFd; 3],
     /// The read end of a stderr that the supervisor passes on.
     stderr: Option<OwnedFd>,
 }
@@ -262,7 +262,7 @@ fn prepare(launch: &Launch, pipes: &mut Pipes) -> Result<Prepared, StartError> {
         theirs,
         inheritance,
         directory,
-        standard: [Some(stdin.theirs), Some(stdout.theirs), Some(stderr)],
+        standard: [stdin.theirs, stdout.theirs, stderr],
         stderr: passed_on,
     })
 }
@@ -279,7 +279,6 @@ fn open_directory(path: &std::path::Path) -> io::Result<OwnedFd> {
 fn send_start(launch: &Launch, prepared: &mut Prepared) -> Result<Bytes, StartError> {
     let inheritance = &mut prepared.inheritance;
     inheritance.has_directory = prepared.directory.is_some();
-    inheritance.has_standard = prepared.standard.each_ref().map(Option::is_some);
     inheritance.add_limits(&launch.attributes.limits);
     let mut encoded = Vec::new();
     codec::encode(inheritance, &mut encoded).map_err(StartError::Encode)?;
@@ -293,7 +292,7 @@ fn send_start(launch: &Launch, prepared: &mut Prepared) -> Result<Bytes, StartEr
     let fds: Vec<BorrowedFd<'_>> = prepared
         .directory
         .iter()
-        .chain(prepared.standard.iter().flatten())
+        .chain(&prepared.standard)
         .chain(&launch.fds)
         .map(AsFd::as_fd)
         .collect();
