@@ -129,7 +129,6 @@ impl Context {
     }
 
     /// A builder of processes that are started by this context's method.
-    #[must_use]
     pub fn builder(&self) -> ProcessBuilder {
         ProcessBuilder::new().start_method(self.method)
     }

@@ -478,9 +478,8 @@ impl Child {
                 // is not watched.
                 let _ = supervisor.epoll.remove(&*pidfd);
                 let id = self.id;
-                let look_again = move || super::running().map(|it| it.handle(id, Part::Pidfd));
                 let again = Instant::now() + TRACED_PAUSE;
-                supervisor.at(again, Box::new(move || drop(look_again())));
+                supervisor.at(again, Box::new(move || supervisor.handle(id, Part::Pidfd)));
                 return false;
             }
             Some(_) => {

@@ -86,12 +86,17 @@ pub(crate) struct ImageId {
 impl ImageId {
     /// The identity of this process' image.
     pub(crate) fn current() -> io::Result<Self> {
+        static CURRENT: OnceLock<ImageId> = OnceLock::new();
+        if let Some(id) = CURRENT.get() {
+            return Ok(*id);
+        }
         let file = std::fs::metadata(EXECUTABLE)?;
-        Ok(Self {
+        let id = Self {
             device: file.dev(),
             inode: file.ino(),
             size: file.len(),
-        })
+        };
+        Ok(*CURRENT.get_or_init(|| id))
     }
 
     /// For the wire.

@@ -82,8 +82,10 @@ fn install(signal: libc::c_int) -> io::Result<()> {
 }
 
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a filled structure for these signals.
-    let address = unsafe { (*info).si_addr() }.addr();
+    // SAFETY: the kernel passes a filled structure that lives until the handler returns.
+    let info = unsafe { &*info };
+    // SAFETY: for these signals the kernel fills in the address.
+    let address = unsafe { info.si_addr() }.addr();
     let (start, end) = GUARD.get();
     if (start..end).contains(&address) {
         if let Some(message) = MESSAGE.get() {
