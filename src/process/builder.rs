@@ -14,7 +14,7 @@ use super::start::fork::{self, OtherThreads};
 use super::start::{Attributes, Launch, What, launch};
 use super::{Limits, Process, Stdio, call, info};
 use crate::error::StartError;
-use crate::wire::codec;
+use crate::wire::fds;
 
 /// The longest result that a process may send, and the longest argument: just under 4 GiB.
 const MESSAGE_LIMIT: u32 = u32::MAX - 4096;
@@ -136,19 +136,21 @@ impl ProcessBuilder {
         argument: A,
     ) -> Result<Process<O::Output>, StartError>
     where
-        A: Serialize + DeserializeOwned + Send,
-        O: Outcome<M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+        O: Outcome<M> + 'static,
         O::Output: DeserializeOwned,
     {
         let function = Function::of(function)?;
         let mut encoded = Vec::new();
-        codec::encode(&argument, &mut encoded).map_err(StartError::Encode)?;
-        drop(argument);
+        let outgoing = fds::encode_with_fds(&argument, &mut encoded).map_err(StartError::Encode)?;
         if encoded.len() > MESSAGE_LIMIT as usize {
             let (len, limit) = (encoded.len(), MESSAGE_LIMIT as usize);
             return Err(StartError::TooLong { len, limit });
         }
         let (name, path) = self.name_and_path();
+        // Until the process is there the value's handles are this one's: a failed start gives them
+        // back to whoever can use them.
+        let (fds, moving) = outgoing.into_parts();
         let launched = launch(Launch {
             name: name.clone(),
             path,
@@ -156,11 +158,12 @@ impl ProcessBuilder {
             what: What::Call,
             main: call::main,
             payload: call::payload(function, &encoded),
-            fds: Vec::new(),
+            fds,
             frame_limit: MESSAGE_LIMIT,
             attributes: Arc::new(self.attributes),
         })
         .await?;
+        moving.commit();
         Ok(Process::new(name, launched, self.kill_on_drop))
     }
 

@@ -1,17 +1,21 @@
 //! The main function of a child that is one call: decode, run, send the result, leave.
 
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::entry::{Child, PANICKED};
-use super::function::{Failure, Function, Ran};
-use super::start::frames::{FAILED, RESULT};
+use super::function::{Argument, Failure, Function, Later, Ran};
+use super::start::frames::{self, FAILED, RESULT};
 use crate::error::{Panic, ProcessError};
 use crate::sys::exit;
 use crate::wire::codec;
+use crate::wire::fds::{self, Outgoing};
 use crate::wire::frame::Frame;
 
 /// What [`FAILED`] frames say in `aux`.
@@ -28,12 +32,13 @@ pub(super) fn payload(function: Function, argument: &[u8]) -> Bytes {
 }
 
 /// Runs the function that the payload names.
-pub(super) fn main(child: Child) {
+pub(super) fn main(mut child: Child) {
     let mut encoded = Vec::new();
+    let fds = mem::take(&mut child.fds);
     let outcome = match child.payload.split_first_chunk() {
-        Some((function, argument)) => match Function::from_bytes(*function).resolve() {
-            Ok(function) => match function.call(argument, &mut encoded) {
-                Ran::Done => Ok(encoded),
+        Some((function, bytes)) => match Function::from_bytes(*function).resolve() {
+            Ok(function) => match function.call(Argument { bytes, fds }, &mut encoded) {
+                Ran::Done(outgoing) => Ok((encoded, outgoing)),
                 Ran::Failed(failure) => Err(failure),
                 Ran::Later(future) => run(future),
             },
@@ -45,24 +50,23 @@ pub(super) fn main(child: Child) {
 }
 
 /// Runs a closure that a forked child has inherited.
-pub(super) fn run_closure<R: serde::Serialize>(child: &Child, closure: impl FnOnce() -> R) {
-    let value = std::panic::catch_unwind(std::panic::AssertUnwindSafe(closure));
-    let outcome = match value {
-        Ok(value) => {
-            let mut encoded = Vec::new();
-            codec::encode(&value, &mut encoded)
-                .map(|()| encoded)
-                .map_err(Failure::Encode)
-        }
-        Err(payload) => Err(Failure::panicked(payload)),
-    };
+pub(super) fn run_closure<R: Serialize>(child: &Child, closure: impl FnOnce() -> R) {
+    let call = AssertUnwindSafe(|| {
+        let mut encoded = Vec::new();
+        let outgoing = fds::encode_with_fds(&closure(), &mut encoded);
+        outgoing
+            .map(|outgoing| (encoded, outgoing))
+            .map_err(Failure::Encode)
+    });
+    let outcome = panic::catch_unwind(call).unwrap_or_else(|it| Err(Failure::panicked(it)));
     leave(child, outcome);
 }
 
+/// An encoded result and its descriptors, or why there is none.
+type Encoded = Result<(Vec<u8>, Outgoing), Failure>;
+
 /// Runs an async function's future on a runtime of this process' own.
-fn run(
-    future: Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>,
-) -> Result<Vec<u8>, Failure> {
+fn run(future: Later) -> Encoded {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -86,12 +90,19 @@ fn run(
 }
 
 /// Sends the outcome. Does not return after a failure; what the process leaves with tells it, too.
-fn leave(child: &Child, outcome: Result<Vec<u8>, Failure>) {
-    let (sent, code) = match outcome {
-        Ok(encoded) => (child.send(RESULT, 0, &encoded), 0),
-        Err(failure) => (send_failure(child, &failure), PANICKED),
+fn leave(child: &Child, outcome: Encoded) {
+    let sent = match outcome {
+        Ok((encoded, outgoing)) => {
+            // What moves with the result is of no use here any more, whatever becomes of it.
+            frames::send_value(&child.control, RESULT, &encoded, &outgoing.commit())
+        }
+        Err(failure) => {
+            let sent = send_failure(child, &failure);
+            exit::flush_streams();
+            sent.and_then(|()| exit::immediately(PANICKED))
+        }
     };
-    if sent.is_err() || code != 0 {
+    if sent.is_err() {
         exit::flush_streams();
         exit::immediately(PANICKED);
     }
@@ -110,13 +121,14 @@ fn send_failure(child: &Child, failure: &Failure) -> io::Result<()> {
 }
 
 /// Reads a [`RESULT`] or [`FAILED`] frame in the parent.
-pub(super) fn outcome<R: serde::de::DeserializeOwned>(frame: &Frame) -> Result<R, ProcessError> {
-    let text = || String::from_utf8_lossy(&frame.body).into_owned();
-    match (frame.header.kind, frame.header.aux) {
-        (RESULT, _) => codec::decode(&frame.body).map_err(ProcessError::Decode),
+pub(super) fn outcome<R: DeserializeOwned>(frame: Frame) -> Result<R, ProcessError> {
+    let Frame { header, body, fds } = frame;
+    let text = || String::from_utf8_lossy(&body).into_owned();
+    match (header.kind, header.aux) {
+        (RESULT, _) => fds::decode_with_fds(&body, fds).map_err(ProcessError::Decode),
         (_, BAD_ARGUMENT) => Err(ProcessError::DecodeArgument(text())),
         (_, BAD_RESULT) => Err(ProcessError::Encode(text())),
-        (_, PANIC) => match codec::decode::<Panic>(&frame.body) {
+        (_, PANIC) => match codec::decode::<Panic>(&body) {
             Ok(panic) => Err(panic.into()),
             Err(error) => Err(ProcessError::Decode(error)),
         },

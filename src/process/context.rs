@@ -121,8 +121,8 @@ impl Context {
         argument: A,
     ) -> Result<Process<O::Output>, StartError>
     where
-        A: Serialize + DeserializeOwned + Send,
-        O: Outcome<M>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+        O: Outcome<M> + 'static,
         O::Output: DeserializeOwned,
     {
         self.builder().start(function, argument).await

@@ -30,7 +30,7 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{self, Wait};
 use crate::sys::{child_setup, entry_hook, environment, exit, image, overflow, rlimit, signal};
 use crate::wire::codec;
-use crate::wire::frame::{Frame, HEADER_LEN, Header};
+use crate::wire::frame::{Frame, HEADER_LEN, Header, MORE_FDS};
 
 /// The variable that marks a child; its value tells which kind.
 pub(super) const MARKER: &str = concat!(
@@ -189,29 +189,32 @@ struct Begin {
     stack_size: usize,
 }
 
-/// Reads exactly one frame, waiting for it.
+/// Reads exactly one message, waiting for it.
 fn receive_frame(control: &OwnedFd) -> io::Result<Frame> {
-    let mut bytes = BytesMut::new();
     let mut fds = Vec::new();
-    receive_until(control, HEADER_LEN, &mut bytes, &mut fds)?;
-    let header = bytes
-        .first_chunk()
-        .map(Header::from_bytes)
-        .transpose()
-        .map_err(io::Error::other)?;
-    let Some(header) = header else {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    };
-    if fds.len() != usize::from(header.n_fds) {
-        return Err(io::Error::other("descriptors are missing"));
+    let mut n_fds = 0;
+    loop {
+        let mut bytes = BytesMut::new();
+        receive_until(control, HEADER_LEN, &mut bytes, &mut fds)?;
+        let header = bytes.first_chunk().map(Header::from_bytes).transpose();
+        let Some(header) = header.map_err(io::Error::other)? else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        n_fds += usize::from(header.n_fds);
+        if fds.len() != n_fds {
+            return Err(io::Error::other("descriptors are missing"));
+        }
+        if header.kind == MORE_FDS {
+            continue;
+        }
+        bytes.clear();
+        receive_until(control, header.len as usize, &mut bytes, &mut fds)?;
+        return Ok(Frame {
+            header,
+            body: bytes.freeze(),
+            fds,
+        });
     }
-    bytes.clear();
-    receive_until(control, header.len as usize, &mut bytes, &mut fds)?;
-    Ok(Frame {
-        header,
-        body: bytes.freeze(),
-        fds,
-    })
 }
 
 fn receive_until(

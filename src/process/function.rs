@@ -14,6 +14,7 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::ptr;
@@ -25,7 +26,7 @@ use serde::de::DeserializeOwned;
 use super::panic::take_panic;
 use crate::error::{ForeignFunction, Panic};
 use crate::sys::image;
-use crate::wire::codec;
+use crate::wire::fds::{self, Outgoing};
 
 /// What the distances are measured from.
 static ANCHOR: u8 = 0;
@@ -78,6 +79,10 @@ pub trait Outcome<Marker>: Sized {
     /// What is awaited by whoever called the function.
     type Output;
 
+    /// Whether the function is an async one.
+    #[doc(hidden)]
+    const ASYNC: bool;
+
     #[doc(hidden)]
     fn finish(self, encoded: &mut Vec<u8>) -> Finished;
 }
@@ -88,18 +93,17 @@ pub trait Outcome<Marker>: Sized {
     missing_debug_implementations,
     reason = "holds a future, and is no part of the interface"
 )]
-pub enum Finished {
-    /// It was encoded, or not, for this reason.
-    Now(Result<(), String>),
-    /// It is a future, which will be encoded.
-    Later(Pin<Box<dyn Future<Output = Result<Vec<u8>, String>>>>),
-}
+pub struct Finished(Ran);
 
 impl<T: Serialize> Outcome<Blocking> for T {
     type Output = T;
+    const ASYNC: bool = false;
 
     fn finish(self, encoded: &mut Vec<u8>) -> Finished {
-        Finished::Now(codec::encode(&self, encoded))
+        Finished(match fds::encode_with_fds(&self, encoded) {
+            Ok(outgoing) => Ran::Done(outgoing),
+            Err(error) => Ran::Failed(Failure::Encode(error)),
+        })
     }
 }
 
@@ -108,13 +112,15 @@ where
     F: Future<Output: Serialize> + 'static,
 {
     type Output = F::Output;
+    const ASYNC: bool = true;
 
     fn finish(self, _: &mut Vec<u8>) -> Finished {
-        Finished::Later(Box::pin(async move {
+        Finished(Ran::Later(Box::pin(async move {
             let value = self.await;
             let mut encoded = Vec::new();
-            codec::encode(&value, &mut encoded).map(|()| encoded)
-        }))
+            let outgoing = fds::encode_with_fds(&value, &mut encoded).map_err(Failure::Encode)?;
+            Ok((encoded, outgoing))
+        })))
     }
 }
 
@@ -131,22 +137,41 @@ pub(crate) struct Function {
 /// # Safety
 ///
 /// `user` must be the address of a function of the signature that the entry was compiled for.
-type Entry =
-    unsafe fn(user: usize, argument: &[u8], encoded: &mut Vec<u8>) -> Result<Finished, String>;
+type Entry = unsafe fn(user: usize, argument: Argument<'_>, encoded: &mut Vec<u8>) -> Ran;
 
-unsafe fn entry<A, O, M>(
-    user: usize,
-    argument: &[u8],
-    encoded: &mut Vec<u8>,
-) -> Result<Finished, String>
+/// An encoded argument, and the descriptors that it holds.
+pub(crate) struct Argument<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+unsafe fn entry<A, O, M>(user: usize, argument: Argument<'_>, encoded: &mut Vec<u8>) -> Ran
 where
-    A: DeserializeOwned,
-    O: Outcome<M>,
+    A: DeserializeOwned + 'static,
+    O: Outcome<M> + 'static,
 {
     let user = ptr::with_exposed_provenance::<()>(user);
     // SAFETY: the caller says that there is a function of this type.
     let user: fn(A) -> O = unsafe { std::mem::transmute::<*const (), fn(A) -> O>(user) };
-    Ok(user(codec::decode(argument)?).finish(encoded))
+    let Argument { bytes, fds } = argument;
+    if !O::ASYNC {
+        return match fds::decode_with_fds(bytes, fds) {
+            Ok(argument) => user(argument).finish(encoded).0,
+            Err(error) => Ran::Failed(Failure::Decode(error)),
+        };
+    }
+    // Decoded inside the future: tokio's sockets can only be made in a runtime.
+    let bytes = bytes.to_vec();
+    Ran::Later(Box::pin(async move {
+        let argument = fds::decode_with_fds(&bytes, fds).map_err(Failure::Decode)?;
+        drop(bytes);
+        let mut encoded = Vec::new();
+        match user(argument).finish(&mut encoded).0 {
+            Ran::Later(future) => future.await,
+            Ran::Done(outgoing) => Ok((encoded, outgoing)),
+            Ran::Failed(failure) => Err(failure),
+        }
+    }))
 }
 
 impl Function {
@@ -156,8 +181,8 @@ impl Function {
     /// Names `function`, if it belongs to the main image.
     pub(crate) fn of<A, O, M>(function: fn(A) -> O) -> Result<Self, ForeignFunction>
     where
-        A: DeserializeOwned,
-        O: Outcome<M>,
+        A: DeserializeOwned + 'static,
+        O: Outcome<M> + 'static,
     {
         let entry: Entry = entry::<A, O, M>;
         let entry = Place::of((entry as *const ()).expose_provenance())?;
@@ -201,14 +226,17 @@ pub(crate) struct Resolved {
     user: usize,
 }
 
+/// What an async function's call comes to: the encoded result and its descriptors.
+pub(crate) type Later = Pin<Box<dyn Future<Output = Result<(Vec<u8>, Outgoing), Failure>>>>;
+
 /// What became of a call.
 pub(crate) enum Ran {
-    /// The encoded result was appended.
-    Done,
+    /// The encoded result was appended; these are its descriptors.
+    Done(Outgoing),
     /// There is no result, and nothing was appended.
     Failed(Failure),
     /// The function is an async one: its result will be that of this future.
-    Later(Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>),
+    Later(Later),
 }
 
 /// Why a call has no result.
@@ -224,27 +252,25 @@ pub(crate) enum Failure {
 
 impl Resolved {
     /// Calls it with an encoded argument; the encoded result is appended to `encoded`.
-    pub(crate) fn call(self, argument: &[u8], encoded: &mut Vec<u8>) -> Ran {
+    pub(crate) fn call(self, argument: Argument<'_>, encoded: &mut Vec<u8>) -> Ran {
         let len = encoded.len();
         // SAFETY: `resolve` got both addresses from a `Function`, in which they belong together.
         let call = AssertUnwindSafe(|| unsafe { (self.entry)(self.user, argument, encoded) });
-        let failure = match panic::catch_unwind(call) {
-            Ok(Ok(Finished::Now(Ok(())))) => return Ran::Done,
-            Ok(Ok(Finished::Later(future))) => return Ran::Later(Box::pin(guarded(future))),
-            Ok(Ok(Finished::Now(Err(error)))) => Failure::Encode(error),
-            Ok(Err(error)) => Failure::Decode(error),
-            Err(payload) => Failure::panicked(payload),
+        let ran = match panic::catch_unwind(call) {
+            Ok(Ran::Later(future)) => return Ran::Later(Box::pin(guarded(future))),
+            Ok(ran) => ran,
+            Err(payload) => Ran::Failed(Failure::panicked(payload)),
         };
-        encoded.truncate(len);
-        Ran::Failed(failure)
+        if let Ran::Failed(_) = ran {
+            encoded.truncate(len);
+        }
+        ran
     }
 }
 
-async fn guarded(
-    future: Pin<Box<dyn Future<Output = Result<Vec<u8>, String>>>>,
-) -> Result<Vec<u8>, Failure> {
+async fn guarded(future: Later) -> Result<(Vec<u8>, Outgoing), Failure> {
     match AssertUnwindSafe(future).catch_unwind().await {
-        Ok(result) => result.map_err(Failure::Encode),
+        Ok(result) => result,
         Err(payload) => Err(Failure::panicked(payload)),
     }
 }
@@ -258,6 +284,19 @@ impl Failure {
 
 /// The main function of a child of some kind, one of this library's own.
 pub(crate) type Main = fn(super::entry::Child);
+
+/// Names a function that takes and returns nothing.
+pub(crate) fn place_of_hook(hook: fn()) -> Result<Place, ForeignFunction> {
+    Place::of((hook as *const ()).expose_provenance())
+}
+
+/// Finds a function that takes and returns nothing, if the place is code of the main image.
+pub(crate) fn hook_at(place: Place) -> Result<fn(), ForeignFunction> {
+    let hook = ptr::with_exposed_provenance::<()>(place.address()?);
+    // SAFETY: the place is executable code of this very image, and `place_of_hook` in the parent,
+    // the only maker of such places, has taken it from such a function.
+    Ok(unsafe { std::mem::transmute::<*const (), fn()>(hook) })
+}
 
 /// Names a child's main function.
 pub(crate) fn place_of_main(main: Main) -> Result<Place, ForeignFunction> {

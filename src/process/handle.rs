@@ -80,8 +80,8 @@ impl<R> Process<R> {
     /// Cancel safe: a dropped future kills the process if it has been made already.
     pub async fn start<A, O, M>(function: fn(A) -> O, argument: A) -> Result<Self, StartError>
     where
-        A: Serialize + DeserializeOwned + Send,
-        O: Outcome<M, Output = R>,
+        A: Serialize + DeserializeOwned + Send + 'static,
+        O: Outcome<M, Output = R> + 'static,
         R: DeserializeOwned,
     {
         ProcessBuilder::new().start(function, argument).await
@@ -160,7 +160,7 @@ impl<R> Process<R> {
         if let Some(violation) = &conclusion.violation {
             return Err(ProcessError::ProtocolViolation(violation.clone()));
         }
-        if let Some(frame) = &conclusion.result {
+        if let Some(frame) = conclusion.take_result() {
             return call::outcome(frame);
         }
         Err(match conclusion.status {

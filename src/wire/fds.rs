@@ -58,6 +58,11 @@ impl Outgoing {
         mem::take(&mut self.fds)
     }
 
+    /// The descriptors, and what is to be committed once they are certain to be handed over.
+    pub(crate) fn into_parts(mut self) -> (Vec<Arc<OwnedFd>>, Self) {
+        (mem::take(&mut self.fds), self)
+    }
+
     fn add(&mut self, fd: Arc<OwnedFd>) -> Result<u32, &'static str> {
         if self.fds.len() == FDS_PER_VALUE_MAX {
             return Err("a value holds more file descriptors than one message can carry");

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
@@ -79,7 +79,7 @@ pub(crate) struct Conclusion {
     /// It did what it never should, and was killed for it.
     pub(crate) violation: Option<String>,
     /// The last frame of a [`What::Call`].
-    pub(crate) result: Option<Frame>,
+    result: Mutex<Option<Frame>>,
 }
 
 impl fmt::Debug for Conclusion {
@@ -117,8 +117,16 @@ impl Exit {
 }
 
 impl Conclusion {
+    /// The last frame of a [`What::Call`], once.
+    pub(crate) fn take_result(&self) -> Option<Frame> {
+        self.result
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
     fn unknown() -> Self {
-        let (stderr_tail, violation, result) = (String::new(), None, None);
+        let (stderr_tail, violation, result) = (String::new(), None, Mutex::default());
         Self {
             status: ExitStatus::Unknown,
             stderr_tail,
@@ -286,7 +294,7 @@ impl Listener for Attendant {
             let _ = answer.send(Err(failure));
         }
         let status = status.unwrap_or(ExitStatus::Unknown);
-        let result = self.result.take();
+        let result = Mutex::new(self.result.take());
         let conclusion = Conclusion {
             status,
             stderr_tail,

@@ -2,14 +2,15 @@
 //! begins, and the result of a child that is one function call.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::process::function::Place;
 use crate::sys::image::ImageId;
 use crate::sys::socket::{self, Wait};
-use crate::wire::frame::{HEADER_LEN, Header};
+use crate::wire::frame::{FDS_PER_FRAME_MAX, HEADER_LEN, Header};
 
 /// Parent to child: who to be and what to run.
 pub(crate) const START: u8 = 1;
@@ -109,15 +110,46 @@ pub(crate) fn send(
     )
 }
 
+/// Sends an encoded value with as many descriptors as it holds, waiting while the socket is full.
+pub(crate) fn send_value(
+    socket: impl AsFd,
+    kind: u8,
+    body: &[u8],
+    fds: &[Arc<OwnedFd>],
+) -> io::Result<()> {
+    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
+    let (before, last) = split_fds(&fds);
+    for fds in before {
+        let header = Header::more_fds(fds.len()).to_bytes();
+        let sent = socket::send_with_fds(&socket, &[IoSlice::new(&header)], fds, Wait::Yes)?;
+        socket::send_all(&socket, &header[sent..])?;
+    }
+    send(&socket, kind, 0, body, last)
+}
+
+/// What goes with frames of their own, and what goes with the value's.
+pub(crate) fn split_fds<'a, 'b>(
+    fds: &'a [BorrowedFd<'b>],
+) -> (
+    impl Iterator<Item = &'a [BorrowedFd<'b>]>,
+    &'a [BorrowedFd<'b>],
+) {
+    let n_last = if fds.is_empty() {
+        0
+    } else {
+        (fds.len() - 1) % FDS_PER_FRAME_MAX + 1
+    };
+    let (before, last) = fds.split_at(fds.len() - n_last);
+    (before.chunks(FDS_PER_FRAME_MAX), last)
+}
+
 /// The header of a frame with descriptors.
 pub(crate) fn header(kind: u8, aux: u64, len: usize, n_fds: usize) -> io::Result<Header> {
-    let too_much = |_| io::Error::new(io::ErrorKind::InvalidInput, "message is too long");
-    let len = u32::try_from(len).map_err(too_much)?;
-    let n_fds = u8::try_from(n_fds).map_err(too_much)?;
-    Ok(Header {
-        len,
-        kind,
-        n_fds,
-        aux,
-    })
+    if u32::try_from(len).is_err() || n_fds > FDS_PER_FRAME_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "message is too long",
+        ));
+    }
+    Ok(Header::new(kind, aux, len).with_fds(n_fds))
 }

@@ -34,10 +34,10 @@ use super::{context, info};
 use crate::error::StartError;
 use crate::supervisor;
 use crate::sys::image::ImageId;
-use crate::sys::socket::{self, FDS_PER_MESSAGE, Wait};
+use crate::sys::socket::{self, Wait};
 use crate::sys::{pipe, rlimit};
 use crate::wire::codec;
-use crate::wire::frame::HEADER_LEN;
+use crate::wire::frame::{HEADER_LEN, Header};
 
 /// How long a child may take until it runs its main function, initializers included.
 pub(crate) const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ pub(crate) struct Launch {
     /// For the main function.
     pub(crate) payload: Bytes,
     /// For the main function.
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) fds: Vec<Arc<OwnedFd>>,
     /// The longest frame that the child may send before its control socket is handed over.
     pub(crate) frame_limit: u32,
     pub(crate) attributes: Arc<Attributes>,
@@ -289,26 +289,21 @@ fn send_start(launch: &Launch, prepared: &mut Prepared) -> Result<Bytes, StartEr
     };
     let image = ImageId::current().map_err(StartError::os("look at the program's own file"))?;
     let body = start.to_body(image);
-    let fds: Vec<BorrowedFd<'_>> = prepared
-        .directory
-        .iter()
-        .chain(&prepared.standard)
-        .chain(&launch.fds)
-        .map(AsFd::as_fd)
-        .collect();
-    if fds.len() > FDS_PER_MESSAGE {
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "more than 249 descriptors");
-        return Err(StartError::Os {
-            what: "pass the argument's descriptors",
-            source,
-        });
-    }
+    let own = prepared.directory.iter().chain(&prepared.standard);
+    let passed = launch.fds.iter().map(|fd| fd.as_fd());
+    let fds: Vec<BorrowedFd<'_>> = own.map(AsFd::as_fd).chain(passed).collect();
+    // The socket is empty, and holds far more than these frames' headers.
+    let (before, fds) = frames::split_fds(&fds);
     let failed = || StartError::os("send the first message");
+    for fds in before {
+        let header = Header::more_fds(fds.len()).to_bytes();
+        let slices = [IoSlice::new(&header)];
+        socket::send_with_fds(&prepared.control, &slices, fds, Wait::No).map_err(failed())?;
+    }
     let header = frames::header(frames::START, 0, body.len(), fds.len()).map_err(failed())?;
     let header = header.to_bytes();
     let slices = [IoSlice::new(&header), IoSlice::new(&body)];
-    let sent =
-        socket::send_with_fds(&prepared.control, &slices, &fds, Wait::No).map_err(failed())?;
+    let sent = socket::send_with_fds(&prepared.control, &slices, fds, Wait::No).map_err(failed())?;
     // The socket was empty, and holds far more than a header.
     let body = body.freeze();
     Ok(body.slice(sent.saturating_sub(HEADER_LEN)..))
