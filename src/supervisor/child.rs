@@ -33,8 +33,8 @@ pub(crate) struct NewChild {
     pub(crate) limit: u32,
     /// The read end of its stderr, if that is passed on.
     pub(crate) stderr: Option<OwnedFd>,
-    /// How much time it has until [`Listener::is_ready`].
-    pub(crate) ready_within: Duration,
+    /// How much time it has until [`Listener::has_begun`].
+    pub(crate) begun_within: Duration,
     pub(crate) listener: Box<dyn Listener>,
 }
 
@@ -61,8 +61,13 @@ pub(crate) trait Listener: Send {
     /// The child sent `frame`.
     fn frame(&mut self, frame: Frame) -> Next;
 
-    /// Whether the handshake is over.
-    fn is_ready(&self) -> bool;
+    /// Whether the handshake is over, so that there is no limit on its time any more.
+    fn has_begun(&self) -> bool;
+
+    /// Whether anybody still wants the child; if not, it is killed.
+    fn is_wanted(&self) -> bool {
+        true
+    }
 
     /// The control socket is the listener's from now on, with what has been read beyond the last
     /// frame. Called after [`Next::Release`].
@@ -157,7 +162,7 @@ pub(super) struct Child {
     stderr: Option<Watched<OwnedFd>>,
     tail: Tail,
     deadline: Option<(Instant, TimerId)>,
-    ready_within: Duration,
+    begun_within: Duration,
     cause: Option<Cause>,
     /// It is to be killed, or has been: what it sends is of no interest.
     doomed: bool,
@@ -215,7 +220,7 @@ impl Child {
             unsent,
             limit,
             stderr,
-            ready_within,
+            begun_within,
             listener,
         } = new;
         let group = if matches!(birth, Birth::Guardian(..)) {
@@ -242,8 +247,8 @@ impl Child {
             splitter: Splitter::new(limit),
             stderr,
             tail: Tail::default(),
-            deadline: Some((Instant::now() + ready_within, timer::next_id())),
-            ready_within,
+            deadline: Some((Instant::now() + begun_within, timer::next_id())),
+            begun_within,
             cause: None,
             doomed: false,
             release_when_born: false,
@@ -266,6 +271,13 @@ impl Child {
         let stderr = self.stderr.as_ref().map(AsFd::as_fd);
         let pidfd = self.pidfd.as_ref().map(AsFd::as_fd);
         control.into_iter().chain(stderr).chain(pidfd)
+    }
+
+    /// Kills the child if nobody wants it any more.
+    pub(super) fn kill_if_unwanted(&mut self) {
+        if !self.listener.is_wanted() {
+            self.kill();
+        }
     }
 
     /// Deals with an event; tells whether the child is still there.
@@ -350,7 +362,7 @@ impl Child {
                 continue;
             }
             let next = self.listener.frame(frame);
-            if self.listener.is_ready() {
+            if self.listener.has_begun() {
                 self.deadline = None;
             }
             match next {
@@ -437,8 +449,8 @@ impl Child {
     }
 
     fn expire(&mut self) {
-        if self.deadline.take().is_some() && !self.listener.is_ready() {
-            self.cause.get_or_insert(Cause::TimedOut(self.ready_within));
+        if self.deadline.take().is_some() && !self.listener.has_begun() {
+            self.cause.get_or_insert(Cause::TimedOut(self.begun_within));
             self.kill();
         }
     }
@@ -552,7 +564,7 @@ impl Listener for Nobody {
         Next::Continue
     }
 
-    fn is_ready(&self) -> bool {
+    fn has_begun(&self) -> bool {
         true
     }
 

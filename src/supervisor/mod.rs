@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::io;
 use std::mem;
 use std::os::fd::AsFd as _;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
@@ -167,6 +168,20 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Has the children killed that nobody wants any more.
+    pub(crate) fn kill_unwanted(&'static self) {
+        self.post(|| {
+            let ids: Vec<u64> = self.table().children.keys().copied().collect();
+            for id in ids {
+                let Some(mut child) = self.table().children.remove(&id) else {
+                    continue;
+                };
+                child.kill_if_unwanted();
+                self.table().children.insert(id, child);
+            }
+        });
+    }
+
     /// The number of the supervisor's thread, once it runs.
     pub(crate) fn thread_id(&self) -> u32 {
         self.thread_id.load(Relaxed)
@@ -228,7 +243,10 @@ impl Supervisor {
                 return;
             }
             for job in jobs {
-                job();
+                // The supervisor must go on whatever a job of a layer above does.
+                if panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
+                    tracing::error!("a job of the supervisor panicked");
+                }
             }
         }
     }

@@ -8,6 +8,7 @@
 use std::ptr;
 
 /// Registers a function to be called before `main`.
+#[cfg(feature = "auto-init")]
 macro_rules! before_main {
     ($name:ident, $function:path) => {
         #[used]
@@ -19,6 +20,7 @@ macro_rules! before_main {
         static $name: extern "C" fn() = $function;
     };
 }
+#[cfg(feature = "auto-init")]
 pub(crate) use before_main;
 
 core::arch::global_asm!(

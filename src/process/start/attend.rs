@@ -251,8 +251,12 @@ impl Listener for Attendant {
         }
     }
 
-    fn is_ready(&self) -> bool {
-        self.answer.is_none()
+    fn has_begun(&self) -> bool {
+        self.started || self.answer.is_none()
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 
     fn released(&mut self, control: Control) {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use super::attend::{Attendant, NotReady, Ready};
-use super::{Attributes, Exit, Launch, Launched, Pipes, Prepared, READY_WITHIN, What};
+use super::{Attributes, BEGUN_WITHIN, Exit, Launch, Launched, Pipes, Prepared, What};
 use super::{forkserver, frames, prepare};
 use crate::error::StartError;
 use crate::process::entry::{self, Child};
@@ -171,7 +171,7 @@ fn make(
                     unsent: Bytes::new(),
                     limit,
                     stderr,
-                    ready_within: READY_WITHIN,
+                    begun_within: BEGUN_WITHIN,
                     listener: Box::new(attendant),
                 })
                 .map_err(StartError::os("look after the process"))?;

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use super::attend::Attendant;
-use super::{Attempt, Launch, Pipes, READY_WITHIN, frames, prepare, send_start, spawn};
+use super::{Attempt, BEGUN_WITHIN, Launch, Pipes, frames, prepare, send_start, spawn};
 use crate::error::StartError;
 use crate::process::entry;
 use crate::process::inherit::Snapshot;
@@ -148,7 +148,7 @@ fn begin(sender: watch::Sender<Option<Answer>>) {
             unsent: Bytes::new(),
             limit: 64 << 10,
             stderr: None,
-            ready_within: READY_WITHIN,
+            begun_within: BEGUN_WITHIN,
             listener: Box::new(listener),
         })
     });
@@ -169,7 +169,7 @@ pub(super) async fn start(
     // First the request: the helper makes the child while the message to it is put together.
     if let Err(error) = request(server, &prepared.theirs).await {
         if error.kind() == io::ErrorKind::TimedOut {
-            return Err(StartError::TimedOut(READY_WITHIN).into());
+            return Err(StartError::TimedOut(BEGUN_WITHIN).into());
         }
         // Gone; its end may not have been noticed yet.
         forget(server);
@@ -206,7 +206,7 @@ pub(super) async fn start(
             unsent,
             limit: launch.frame_limit,
             stderr,
-            ready_within: READY_WITHIN,
+            begun_within: BEGUN_WITHIN,
             listener: Box::new(attendant),
         })
         .map_err(StartError::os("look after the process"))?;
@@ -224,7 +224,7 @@ async fn request(server: &Server, theirs: &OwnedFd) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
             sent => return sent.map(drop),
         }
-        if since.elapsed() > READY_WITHIN {
+        if since.elapsed() > BEGUN_WITHIN {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let (wake, woken) = oneshot::channel();
@@ -266,7 +266,7 @@ fn attendant_of_nobody(
             unsent: Bytes::new(),
             limit: 0,
             stderr,
-            ready_within: READY_WITHIN,
+            begun_within: BEGUN_WITHIN,
             listener: Box::new(Attendant::new(super::What::Call, Some(answer), end)),
         })
         .map_err(StartError::os("look after the process"))
@@ -319,14 +319,14 @@ impl Listener for HelperListener {
         Next::Continue
     }
 
-    fn is_ready(&self) -> bool {
+    fn has_begun(&self) -> bool {
         self.snapshot.is_none()
     }
 
     fn released(&mut self, _: Control) {}
 
     fn ended(self: Box<Self>, end: End) {
-        /// A helper that lived shorter than this is not replaced before a start needs one.
+        /// A helper that lived shorter than this is replaced after a pause of the same length.
         const SHORT_LIFE: Duration = Duration::from_millis(200);
         let was_serving = self.snapshot.is_none();
         {
@@ -352,8 +352,12 @@ impl Listener for HelperListener {
             return;
         };
         supervisor.guardian.detach(&self.requests);
-        if supervisor.guardian.has_groups() && self.since.elapsed() > SHORT_LIFE {
-            guard();
+        if supervisor.guardian.has_groups() {
+            if self.since.elapsed() > SHORT_LIFE {
+                guard();
+            } else if let Err(error) = supervisor::after(SHORT_LIFE, guard) {
+                tracing::warn!(%error, "nobody guards the processes until the next start");
+            }
         }
     }
 }

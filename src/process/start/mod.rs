@@ -12,10 +12,13 @@ pub(super) mod helper;
 mod spawn;
 
 use std::ffi::{OsStr, OsString};
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,8 +42,9 @@ use crate::sys::{pipe, rlimit};
 use crate::wire::codec;
 use crate::wire::frame::{HEADER_LEN, Header};
 
-/// How long a child may take until it runs its main function, initializers included.
-pub(crate) const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long a child may take until it is about to run its main function. Generous, as a machine
+/// may start hundreds at once; a child that is there but runs something else is found at once.
+pub(crate) const BEGUN_WITHIN: Duration = Duration::from_secs(30);
 
 /// How often a start is repeated whose fork server died in the middle.
 const ATTEMPTS: usize = 4;
@@ -195,12 +199,35 @@ async fn attempt(
             None => spawn::start(launch, attendant, &mut pipes)?,
         },
     }
-    let ready = match answered.await {
+    let ready = match Answered(answered).await {
         Ok(Ok(ready)) => ready,
         Ok(Err(attend::NotReady::Lost)) | Err(_) => return Err(Attempt::Lost),
         Ok(Err(attend::NotReady::Failed(error))) => return Err(Attempt::Failed(error)),
     };
     Ok(Launched::new(ready, Exit::new(ended), pipes))
+}
+
+/// The answer to a start. Dropped before it has come, it has the child killed.
+struct Answered(oneshot::Receiver<Result<attend::Ready, attend::NotReady>>);
+
+impl Future for Answered {
+    type Output = Result<Result<attend::Ready, attend::NotReady>, oneshot::error::RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        if self.0.is_terminated() {
+            return;
+        }
+        self.0.close();
+        if let Some(supervisor) = supervisor::running() {
+            supervisor.kill_unwanted();
+        }
+    }
 }
 
 /// A child's sockets and its first message, before there is a child.

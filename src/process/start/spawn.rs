@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::attend::Attendant;
-use super::{Launch, Pipes, Prepared, READY_WITHIN, forkserver, prepare, send_start};
+use super::{BEGUN_WITHIN, Launch, Pipes, Prepared, forkserver, prepare, send_start};
 use crate::error::StartError;
 use crate::process::entry;
 use crate::supervisor::{self, Birth, NewChild};
@@ -85,7 +85,7 @@ fn make(mut command: Command, prepared: Prepared, unsent: Bytes, limit: u32, att
             unsent,
             limit,
             stderr,
-            ready_within: READY_WITHIN,
+            begun_within: BEGUN_WITHIN,
             listener: Box::new(attendant),
         })
     };
