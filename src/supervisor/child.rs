@@ -362,8 +362,11 @@ impl Child {
                 continue;
             }
             let next = self.listener.frame(frame);
-            if self.listener.has_begun() {
-                self.deadline = None;
+            if self.listener.has_begun()
+                && let Some((_, timer)) = self.deadline.take()
+            {
+                // Left alone it would wake an idle supervisor, and be kept until then.
+                drop(supervisor.table().timers.remove(timer));
             }
             match next {
                 Next::Continue => (),
