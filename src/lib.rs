@@ -3,6 +3,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tokio-multiprocess works on Linux only");
 
+pub mod docs;
 mod error;
 pub mod fd;
 mod process;
