@@ -75,7 +75,10 @@ fn every_source_file_belongs_to_a_layer() {
     let outside = |file: &Source| layer_of(&file.path).is_none();
     let strays = sources("src").into_iter().filter(outside);
     let strays = strays.map(|file| file.path);
-    assert_eq!(strays.collect::<Vec<_>>(), ["src/docs/mod.rs", "src/lib.rs"]);
+    assert_eq!(
+        strays.collect::<Vec<_>>(),
+        ["src/docs/mod.rs", "src/lib.rs"]
+    );
 }
 
 #[test]

@@ -190,7 +190,7 @@ async fn attempt(
 ) -> Result<Launched, Attempt> {
     let (answer, answered) = oneshot::channel();
     let (end, ended) = watch::channel(None);
-    let attendant = Attendant::new(launch.what, Some(answer), end);
+    let attendant = Attendant::new(&launch.name, launch.what, Some(answer), end);
     let mut pipes = Pipes::default();
     match method {
         StartMethod::SPAWN => spawn::start(launch, attendant, &mut pipes)?,
