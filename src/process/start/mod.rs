@@ -276,7 +276,10 @@ fn prepare(launch: &Launch, pipes: &mut Pipes) -> Result<Prepared, StartError> {
         path: launch.path.clone(),
         parent_pid: std::process::id(),
         parent_name: info::own_name(),
-        start_method: context::start_method().to_byte(),
+        start_method: launch
+            .method
+            .unwrap_or_else(context::start_method)
+            .to_byte(),
         ..Inheritance::default()
     };
     let own_affinity = rlimit::affinity().ok();
