@@ -77,6 +77,14 @@ cases! {
         a_result_that_cannot_be_decoded_is_an_error
         dropping_the_handle_lets_the_child_run_on
         a_child_that_shall_die_with_its_handle_does
+        the_end_of_stderr_is_kept
+        a_child_may_close_its_streams
+        a_child_has_the_signals_that_a_program_begins_with
+        a_child_that_is_stopped_can_be_killed
+        a_grandchild_that_keeps_everything_open_delays_nobody
+        a_child_that_sends_nonsense_is_killed
+        a_child_that_dies_inside_a_message_has_no_result
+        children_start_at_once_in_any_number
     ;
     fork:
         a_closure_captures_what_cannot_be_sent

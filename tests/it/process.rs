@@ -4,13 +4,15 @@
 //! is peculiar to them follows.
 
 use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio_multiprocess::{
-    Context, ExitStatus, Limits, Process, ProcessError, StartError, StartMethod, active_children,
-    cpu_count, current_process, parent_process, start_method,
+    Context, ExitStatus, Limits, Process, ProcessError, StartError, StartMethod, Stdio,
+    active_children, cpu_count, current_process, parent_process, start_method,
 };
 
 use crate::alone::{alone, children_of};
@@ -72,6 +74,14 @@ by_both_safe_ways! {
     a_result_that_cannot_be_decoded_is_an_error
     dropping_the_handle_lets_the_child_run_on
     a_child_that_shall_die_with_its_handle_does
+    the_end_of_stderr_is_kept
+    a_child_may_close_its_streams
+    a_child_has_the_signals_that_a_program_begins_with
+    a_child_that_is_stopped_can_be_killed
+    a_grandchild_that_keeps_everything_open_delays_nobody
+    a_child_that_sends_nonsense_is_killed
+    a_child_that_dies_inside_a_message_has_no_result
+    children_start_at_once_in_any_number
 }
 
 const SAFE: [StartMethod; 2] = [StartMethod::SPAWN, StartMethod::FORK_SERVER];
@@ -202,7 +212,6 @@ fn change_environment() {
 
 #[test]
 fn a_descriptor_without_close_on_exec_stays_here() {
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     alone(async || {
         let open = fs::File::open("/proc/self/limits").unwrap();
         let stray = dup_without_cloexec(&open);
@@ -226,6 +235,102 @@ fn a_descriptor_without_close_on_exec_stays_here() {
         let copy = unsafe { OwnedFd::from_raw_fd(copy) };
         assert!(copy.as_raw_fd() > 2);
         copy
+    }
+}
+
+#[test]
+fn a_process_without_standard_streams_starts_children() {
+    alone(async || {
+        let streams = [0, 1, 2].map(|number| {
+            let copy = dup_above_standard(number);
+            nix::unistd::close(number).unwrap();
+            copy
+        });
+        let mut results = Vec::new();
+        for method in SAFE {
+            let builder = Process::builder().start_method(method);
+            let child = builder.start(|x: u8| x + 1, 1).await;
+            results.push(child.unwrap().join().await);
+        }
+        restore(streams);
+        assert!(
+            results.iter().all(|result| matches!(result, Ok(2))),
+            "{results:?}"
+        );
+    });
+
+    #[expect(
+        unsafe_code,
+        reason = "the standard streams are numbers that nobody owns"
+    )]
+    fn dup_above_standard(number: i32) -> OwnedFd {
+        // SAFETY: the standard streams are open.
+        let stream = unsafe { BorrowedFd::borrow_raw(number) };
+        stream.try_clone_to_owned().unwrap()
+    }
+
+    #[expect(
+        unsafe_code,
+        reason = "the standard streams are numbers that nobody owns"
+    )]
+    fn restore(streams: [OwnedFd; 3]) {
+        // What the library opened has taken the numbers, and is closed in its own time.
+        while (0..3).any(|number| fs::exists(format!("/proc/self/fd/{number}")).unwrap()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for (number, stream) in (0..).zip(&streams) {
+            // SAFETY: takes numbers; nobody owns a standard stream.
+            assert_eq!(unsafe { libc::dup2(stream.as_raw_fd(), number) }, number);
+        }
+    }
+}
+
+#[test]
+fn a_process_that_has_no_descriptor_left_is_told_so() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    alone(async || {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        for method in SAFE {
+            for spare in 0..12 {
+                let n_open = fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
+                setrlimit(Resource::RLIMIT_NOFILE, n_open + spare, hard).unwrap();
+                let builder = Process::builder().start_method(method);
+                let started = soon(builder.start(|x: u8| x + 1, 1)).await;
+                setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+                match started {
+                    Ok(child) => drop(child.join().await),
+                    Err(error) => assert!(matches!(error, StartError::Os { .. }), "{error:?}"),
+                }
+            }
+            let builder = Process::builder().start_method(method);
+            let child = builder.start(|x: u8| x + 1, 1).await.unwrap();
+            assert_eq!(child.join().await.unwrap(), 2);
+        }
+    });
+}
+
+#[tokio::test]
+async fn handlers_of_the_exit_run() {
+    #[expect(unsafe_code, reason = "the test is about a handler of the C library")]
+    fn register((): ()) {
+        extern "C" fn say_goodbye() {
+            print!("goodbye");
+        }
+        // SAFETY: the handler is a function that lives as long as the program.
+        assert_eq!(unsafe { libc::atexit(say_goodbye) }, 0);
+    }
+    for method in SAFE {
+        let builder = Process::builder().start_method(method);
+        let mut child = builder
+            .stdout(Stdio::piped())
+            .start(register, ())
+            .await
+            .unwrap();
+        let mut text = String::new();
+        let mut stdout = child.stdout().unwrap();
+        soon(stdout.read_to_string(&mut text)).await.unwrap();
+        assert_eq!(text, "goodbye");
+        soon(child.join()).await.unwrap();
     }
 }
 

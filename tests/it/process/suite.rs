@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::id;
 use std::time::{Duration, Instant};
 
@@ -491,6 +492,139 @@ pub(crate) async fn a_child_that_shall_die_with_its_handle_does(by: By) {
     let pid = child.pid();
     drop(child);
     assert_ends(pid);
+}
+
+pub(crate) async fn the_end_of_stderr_is_kept(by: By) {
+    let complain = |code: i32| -> () {
+        for n in 0..5 {
+            eprintln!("line {n}");
+        }
+        eprint!("and no more");
+        std::process::exit(code)
+    };
+    let child = by.start(complain, 3).await;
+    assert_eq!(soon(child.wait()).await, ExitStatus::Exited(3));
+    let expected = "line 0\nline 1\nline 2\nline 3\nline 4\nand no more";
+    assert_eq!(child.stderr_tail().unwrap(), expected);
+}
+
+pub(crate) async fn a_child_may_close_its_streams(by: By) {
+    let close = |()| {
+        for number in 0..=2 {
+            nix::unistd::close(number).unwrap();
+        }
+        5
+    };
+    let child = by.start(close, ()).await;
+    assert_eq!(soon(child.join()).await.unwrap(), 5);
+    assert_eq!(soon(child.wait()).await, ExitStatus::Exited(0));
+}
+
+pub(crate) async fn a_child_has_the_signals_that_a_program_begins_with(by: By) {
+    /// Which classic signals are blocked in this thread, and ignored.
+    fn masks((): ()) -> [u64; 2] {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        ["SigBlk:", "SigIgn:"].map(|title| {
+            let mut lines = status.lines();
+            let mask = lines.find_map(|line| line.strip_prefix(title)).unwrap();
+            u64::from_str_radix(mask.trim(), 16).unwrap() & ((1 << 31) - 1)
+        })
+    }
+    let own = masks(());
+    let child = by.start(masks, ()).await;
+    assert_eq!(soon(child.join()).await.unwrap(), [0, own[1]]);
+    assert_eq!(masks(()), own);
+}
+
+pub(crate) async fn a_child_that_is_stopped_can_be_killed(by: By) {
+    let stop = |()| -> () {
+        nix::sys::signal::raise(nix::sys::signal::SIGSTOP).unwrap();
+    };
+    let child = by.start(stop, ()).await;
+    child.kill().unwrap();
+    assert_signaled(soon(child.join()).await, 9);
+}
+
+/// It has left the group, so it lives on; and it holds a copy of every descriptor of the child's.
+pub(crate) async fn a_grandchild_that_keeps_everything_open_delays_nobody(by: By) {
+    #[expect(
+        unsafe_code,
+        reason = "only a bare fork keeps descriptors that close on exec"
+    )]
+    fn leave_a_copy((): ()) -> u32 {
+        // SAFETY: the copy makes system calls only.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Parent { child } => child.as_raw().cast_unsigned(),
+            nix::unistd::ForkResult::Child => {
+                let _ = nix::unistd::setsid();
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+        }
+    }
+    let child = by.start(leave_a_copy, ()).await;
+    let copy = soon(child.join()).await.unwrap();
+    assert_eq!(soon(child.wait()).await, ExitStatus::Exited(0));
+    let copy = nix::unistd::Pid::from_raw(copy.cast_signed());
+    nix::sys::signal::kill(copy, nix::sys::signal::SIGKILL).unwrap();
+}
+
+/// The numbers of this process' sockets, its link to its parent among them.
+fn sockets() -> impl Iterator<Item = i32> {
+    let fds = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|fd| fd.unwrap().path());
+    let is_socket = |path: &PathBuf| {
+        let target = fs::read_link(path);
+        target.is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+    };
+    let numbers = fds.filter(is_socket).map(|path| {
+        let number = path.file_name().unwrap().to_str().unwrap();
+        number.parse().unwrap()
+    });
+    numbers.collect::<Vec<_>>().into_iter()
+}
+
+pub(crate) async fn a_child_that_sends_nonsense_is_killed(by: By) {
+    let send = |()| {
+        for socket in sockets() {
+            let _ =
+                nix::sys::socket::send(socket, &[0xff; 64], nix::sys::socket::MsgFlags::empty());
+        }
+        sleep(());
+    };
+    let child = by.start(send, ()).await;
+    let result = soon(child.join()).await;
+    assert!(
+        matches!(result, Err(ProcessError::ProtocolViolation(_))),
+        "{result:?}"
+    );
+    assert_eq!(child.exit_status().and_then(ExitStatus::signal), Some(9));
+}
+
+pub(crate) async fn a_child_that_dies_inside_a_message_has_no_result(by: By) {
+    if matches!(by, By::Fork) {
+        // It has other sockets beside, which are its parent's.
+        return;
+    }
+    let send = |()| -> () {
+        // A header that promises a result of 8 bytes, and 2 of them.
+        let torn = [8, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2];
+        let socket = sockets().next().unwrap();
+        nix::sys::socket::send(socket, &torn, nix::sys::socket::MsgFlags::empty()).unwrap();
+        std::process::abort()
+    };
+    let child = by.start(send, ()).await;
+    assert_signaled(soon(child.join()).await, 6);
+}
+
+pub(crate) async fn children_start_at_once_in_any_number(by: By) {
+    let starts = (0..200).map(|n| async move {
+        let child = by.start(|n| n, n).await;
+        assert_eq!(soon(child.join()).await.unwrap(), n);
+    });
+    futures::future::join_all(starts).await;
 }
 
 /// Can be told to stay away from the wire.
