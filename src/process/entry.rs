@@ -26,6 +26,7 @@ use super::function::{self, Main};
 use super::inherit::Inheritance;
 use super::start::frames::{self, Start};
 use super::{info, panic, start};
+use crate::error::Panic;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{self, Wait};
 use crate::sys::{child_setup, entry_hook, environment, exit, image, overflow, rlimit, signal};
@@ -112,6 +113,18 @@ impl Child {
     /// Sends one frame to the parent, waiting while the socket is full.
     pub(crate) fn send(&self, kind: u8, aux: u64, body: &[u8]) -> io::Result<()> {
         frames::send(&self.control, kind, aux, body, &[])
+    }
+
+    /// A worker: tells the parent that it serves from now on.
+    pub(crate) fn say_ready(&self) -> io::Result<()> {
+        self.send(frames::READY, 0, &[])
+    }
+
+    /// A worker: tells the parent that it cannot serve.
+    pub(crate) fn say_not_ready(&self, why: &Panic) -> io::Result<()> {
+        let mut body = Vec::new();
+        codec::encode(why, &mut body).map_err(io::Error::other)?;
+        self.send(frames::NOT_READY, 0, &body)
     }
 }
 

@@ -21,6 +21,7 @@ pub use self::builder::ProcessBuilder;
 pub use self::context::{Context, StartMethod, set_start_method, start_method};
 pub use self::function::{Async, Blocking, Outcome};
 pub use self::handle::Process;
+pub(crate) use self::info::next_child;
 pub use self::info::{
     ParentProcess, ProcessInfo, active_children, cpu_count, current_process, parent_process,
 };

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -26,5 +27,19 @@ pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and the `AsyncFd` owns
     // it and gives it out only after it has taken it out of the set.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// Watches a descriptor that others use as well, on the runtime of the caller.
+///
+/// # Panics
+///
+/// Outside a tokio runtime, or in one without I/O.
+pub(crate) fn watch_shared(
+    fd: Arc<OwnedFd>,
+    interest: Interest,
+) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: the `OwnedFd` inside is the same open descriptor until its last `Arc` is dropped, of
+    // which the `AsyncFd` holds one until it has taken the descriptor out of the set.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
