@@ -6,6 +6,7 @@ compile_error!("tokio-multiprocess works on Linux only");
 pub mod docs;
 mod error;
 pub mod fd;
+pub mod pool;
 mod process;
 mod supervisor;
 #[expect(unsafe_code, reason = "the one place where unsafe code lives")]
@@ -13,6 +14,7 @@ mod sys;
 mod wire;
 
 pub use self::error::{ExitStatus, ForeignFunction, Panic, ProcessError, StartError};
+pub use self::pool::{Pool, TaskError};
 pub use self::process::entry::init;
 pub use self::process::{
     Async, Blocking, Context, Limits, Outcome, ParentProcess, Process, ProcessBuilder, ProcessInfo,
