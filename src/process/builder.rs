@@ -59,6 +59,8 @@ impl ProcessBuilder {
     }
 
     /// How it is started; by default as [`start_method`](crate::start_method) says.
+    ///
+    /// The process has the same method as its own default.
     pub fn start_method(mut self, method: StartMethod) -> Self {
         self.method = Some(method);
         self

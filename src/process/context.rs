@@ -76,6 +76,8 @@ pub(super) fn inherit(method: u8) {
 
 /// A start method to be used in one part of a program, as Python's `get_context`.
 ///
+/// The processes that it starts have the same method as their default.
+///
 /// # Examples
 ///
 /// ```

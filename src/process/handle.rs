@@ -14,7 +14,7 @@ use tokio::net::unix::pipe;
 
 use super::function::Outcome;
 use super::start::{Conclusion, Exit, Launched, Pipes, Signals};
-use super::{ProcessBuilder, call, info};
+use super::{ProcessBuilder, call};
 use crate::error::{ExitStatus, ProcessError, StartError};
 use crate::sys::signal;
 
@@ -92,7 +92,6 @@ impl<R> Process<R> {
         let Launched {
             pid, exit, pipes, ..
         } = launched;
-        info::add_child(pid, &name, &exit);
         let taken = AtomicBool::new(false);
         Self {
             pid,

@@ -1,12 +1,12 @@
 //! Who this process is, who its parent is, and which children it has.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::context;
 use super::inherit::Inheritance;
-use super::start::Exit;
 use crate::sys::async_fd;
 use crate::sys::pidfd::Pidfd;
 
@@ -137,39 +137,34 @@ pub fn cpu_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A child that may still run.
-struct Kin {
-    info: ProcessInfo,
-    exit: Exit,
-}
+/// The children that have not ended, by their numbers.
+static CHILDREN: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
 
-static CHILDREN: Mutex<Vec<Kin>> = Mutex::new(Vec::new());
-
-fn children() -> MutexGuard<'static, Vec<Kin>> {
+fn children() -> MutexGuard<'static, BTreeMap<u32, String>> {
     CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Notes a child; forgets those that have ended.
-pub(crate) fn add_child(pid: u32, name: &str, exit: &Exit) {
+/// A child has come to be.
+pub(super) fn add_child(pid: u32, name: &str) {
+    children().insert(pid, name.to_owned());
+}
+
+/// A child has ended. Its number may have been given away already, to another child of ours.
+pub(super) fn remove_child(pid: u32, name: &str) {
     let mut children = children();
-    // Amortised: the list is looked through only when it has grown.
-    if children.len() == children.capacity() {
-        children.retain(|child| child.exit.now().is_none());
+    if children.get(&pid).is_some_and(|present| present == name) {
+        children.remove(&pid);
     }
-    let info = ProcessInfo {
-        pid,
-        name: name.to_owned(),
-    };
-    children.push(Kin {
-        info,
-        exit: exit.clone(),
-    });
 }
 
 /// The children of this process that have not ended yet, workers of pools included.
 #[must_use]
 pub fn active_children() -> Vec<ProcessInfo> {
-    let mut children = children();
-    children.retain(|child| child.exit.now().is_none());
-    children.iter().map(|child| child.info.clone()).collect()
+    children()
+        .iter()
+        .map(|(&pid, name)| ProcessInfo {
+            pid,
+            name: name.clone(),
+        })
+        .collect()
 }

@@ -8,6 +8,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{Pipes, frames};
 use crate::error::{ExitStatus, Panic, StartError};
+use crate::process::info;
 use crate::supervisor::{Cause, Control, End, Listener, Next};
 use crate::sys::pidfd::Pidfd;
 use crate::wire::codec;
@@ -154,6 +155,7 @@ pub(super) type Answer = oneshot::Sender<Result<Ready, NotReady>>;
 
 /// The listener.
 pub(super) struct Attendant {
+    name: String,
     what: What,
     /// Taken when the start has succeeded or failed.
     answer: Option<Answer>,
@@ -168,11 +170,13 @@ pub(super) struct Attendant {
 
 impl Attendant {
     pub(super) fn new(
+        name: &str,
         what: What,
         answer: Option<Answer>,
         end: watch::Sender<Option<Arc<Conclusion>>>,
     ) -> Self {
         Self {
+            name: name.to_owned(),
             what,
             answer,
             born: None,
@@ -217,6 +221,7 @@ impl Attendant {
 impl Listener for Attendant {
     fn born(&mut self, pid: u32, pidfd: &Arc<Pidfd>) {
         self.born = Some((pid, Arc::clone(pidfd)));
+        info::add_child(pid, &self.name);
         if self.started && self.what == What::Call && !self.answer(None) {
             // The start was given up.
             let _ = pidfd.signal(crate::sys::signal::KILL);
@@ -274,6 +279,9 @@ impl Listener for Attendant {
             stderr_tail,
             cause,
         } = end;
+        if let Some((pid, _)) = &self.born {
+            info::remove_child(*pid, &self.name);
+        }
         let answer = self.answer.take();
         let mut violation = None;
         let failure = match (cause, self.refusal.take(), status) {

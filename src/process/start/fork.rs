@@ -68,7 +68,7 @@ pub(crate) fn fork(
     let (end, ended) = watch::channel(None);
     // Nobody waits for the handshake of a call: the copy runs the right program, as it is one.
     let answer = (what == What::Worker).then_some(answer);
-    let attendant = Attendant::new(what, answer, end);
+    let attendant = Attendant::new(&launch.name, what, answer, end);
     let caller = tasks::current();
     let (done, made) = mpsc::sync_channel(1);
     supervisor.post(move || {

@@ -267,7 +267,7 @@ fn attendant_of_nobody(
             limit: 0,
             stderr,
             begun_within: BEGUN_WITHIN,
-            listener: Box::new(Attendant::new(super::What::Call, Some(answer), end)),
+            listener: Box::new(Attendant::new("", super::What::Call, Some(answer), end)),
         })
         .map_err(StartError::os("look after the process"))
 }

@@ -190,7 +190,7 @@ async fn attempt(
 ) -> Result<Launched, Attempt> {
     let (answer, answered) = oneshot::channel();
     let (end, ended) = watch::channel(None);
-    let attendant = Attendant::new(launch.what, Some(answer), end);
+    let attendant = Attendant::new(&launch.name, launch.what, Some(answer), end);
     let mut pipes = Pipes::default();
     match method {
         StartMethod::SPAWN => spawn::start(launch, attendant, &mut pipes)?,
@@ -276,7 +276,10 @@ fn prepare(launch: &Launch, pipes: &mut Pipes) -> Result<Prepared, StartError> {
         path: launch.path.clone(),
         parent_pid: std::process::id(),
         parent_name: info::own_name(),
-        start_method: context::start_method().to_byte(),
+        start_method: launch
+            .method
+            .unwrap_or_else(context::start_method)
+            .to_byte(),
         ..Inheritance::default()
     };
     let own_affinity = rlimit::affinity().ok();

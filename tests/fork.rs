@@ -1,0 +1,263 @@
+//! Children that are copies of the running process.
+//!
+//! A fork wants a process that has no thread beside the caller and has not used tokio, and no test
+//! harness gives one. So this one has none: each case is this program again, with the case's name
+//! in the environment, and runs on the main thread. The runner that starts these programs is like
+//! libtest's, so that `cargo test` and nextest list and filter the cases like any test.
+
+use std::io::{Read, Write};
+use std::pin::pin;
+use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::executor::block_on;
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_multiprocess::{Process, StartError};
+
+#[path = "it/process/suite.rs"]
+mod suite;
+
+use crate::suite::{By, sleep};
+
+/// Names the case that a process is for.
+const CASE: &str = "FORK_CASE";
+
+type Case = (&'static str, fn());
+
+macro_rules! cases {
+    (every way: $($shared:ident)* ; fork: $($own:ident)*) => {
+        const CASES: &[Case] = &[
+            $((stringify!($shared), || block_on(suite::$shared(By::Fork))),)*
+            $((stringify!($own), $own),)*
+        ];
+    };
+}
+
+cases! {
+    every way:
+        what_the_function_returns_comes_back
+        arguments_of_every_shape_arrive_unchanged
+        large_arguments_and_results_arrive_unchanged
+        an_error_that_the_function_returns_is_data
+        a_child_is_another_process_and_knows_its_parent
+        a_child_bears_its_name
+        a_child_without_a_name_gets_one_of_its_own
+        children_are_listed_while_they_live
+        a_child_has_no_children_at_first
+        children_start_children
+        a_panic_comes_with_message_place_and_backtrace
+        exit_codes_are_exact
+        a_function_that_returns_ends_its_process_with_success
+        an_abort_is_a_signal
+        a_stack_overflow_says_so
+        terminate_kill_and_interrupt_end_a_child
+        a_child_that_spins_is_killed
+        a_result_is_taken_once_and_the_end_is_told_any_number_of_times
+        a_process_is_awaited_itself
+        the_sentinel_is_readable_at_the_end_and_not_before
+        a_join_that_is_given_up_can_be_repeated
+        a_child_leads_a_group_of_its_own
+        what_a_child_started_goes_with_it
+        a_child_has_the_arguments_and_the_folder_of_its_parent
+        the_environment_is_the_parents_with_the_changes_asked_for
+        a_child_starts_in_the_folder_asked_for
+        stdin_is_empty_unless_asked_for
+        what_a_child_wrote_is_complete_at_its_end
+        a_child_has_no_more_descriptors_than_its_elder_siblings
+        a_hundred_children_live_at_once
+        a_result_that_cannot_be_encoded_is_an_error
+        a_result_that_cannot_be_decoded_is_an_error
+        dropping_the_handle_lets_the_child_run_on
+        a_child_that_shall_die_with_its_handle_does
+        the_end_of_stderr_is_kept
+        a_child_may_close_its_streams
+        a_child_has_the_signals_that_a_program_begins_with
+        a_child_that_is_stopped_can_be_killed
+        a_grandchild_that_keeps_everything_open_delays_nobody
+        a_child_that_sends_nonsense_is_killed
+        a_child_that_dies_inside_a_message_has_no_result
+        children_start_at_once_in_any_number
+    ;
+    fork:
+        a_closure_captures_what_cannot_be_sent
+        a_descriptor_that_was_captured_is_open_in_the_child_alone
+        a_process_with_other_threads_is_refused
+        other_threads_are_allowed_to_whom_asks_for_it
+        a_child_is_outside_the_runtime_that_forked_it
+        what_the_child_registers_leaves_the_parents_driver_alone
+        what_the_child_inherits_of_tokio_still_works_in_the_parent
+        signals_are_seen_by_both_where_tokio_starts_after_the_fork
+}
+
+fn main() -> ExitCode {
+    if let Ok(name) = std::env::var(CASE) {
+        let (_, case) = CASES.iter().find(|(case, _)| *case == name).unwrap();
+        case();
+        return ExitCode::SUCCESS;
+    }
+    let trials = CASES
+        .iter()
+        .map(|(name, _)| Trial::test(*name, || run(name)));
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
+
+/// Runs a case in a process of its own.
+fn run(name: &str) -> Result<(), Failed> {
+    let program = std::env::current_exe()?;
+    let output = Command::new("timeout")
+        .arg("60")
+        .arg(program)
+        .env(CASE, name)
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}\n{errors}", output.status).into())
+}
+
+/// The runner has the clock here, since tokio's would need a runtime.
+async fn soon<F: Future>(future: F) -> F::Output {
+    future.await
+}
+
+/// Starts a fork in a process that keeps its side of the contract.
+#[expect(
+    unsafe_code,
+    reason = "fork has a contract that only its caller can keep"
+)]
+fn fork<R>(child: impl FnOnce() -> R + Send + 'static) -> Result<Process<R>, StartError>
+where
+    R: Serialize + DeserializeOwned + Send + 'static,
+{
+    // SAFETY: each case says for itself what it does to tokio; this process has no thread beside
+    // the caller, or the fork is to be refused.
+    unsafe { Process::builder().fork(child) }
+}
+
+fn a_closure_captures_what_cannot_be_sent() {
+    let numbers = Arc::new(Mutex::new(vec![1, 2, 3]));
+    let add: Box<dyn Fn(u32) -> u32 + Send> = Box::new(|n| n + 1);
+    let its = Arc::clone(&numbers);
+    let mut child = fork(move || {
+        its.lock().unwrap().push(4);
+        add(its.lock().unwrap().iter().sum())
+    });
+    assert_eq!(block_on(child.as_mut().unwrap().join()).unwrap(), 11);
+    // The child had a copy.
+    assert_eq!(*numbers.lock().unwrap(), [1, 2, 3]);
+}
+
+fn a_descriptor_that_was_captured_is_open_in_the_child_alone() {
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    let child = fork(move || writer.write_all(b"hello").unwrap()).unwrap();
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello");
+    block_on(child.join()).unwrap();
+}
+
+fn a_process_with_other_threads_is_refused() {
+    let thread = std::thread::Builder::new().name("beside".to_owned());
+    thread.spawn(|| sleep(())).unwrap();
+    match fork(|| ()) {
+        Err(StartError::MultiThreaded { threads }) => assert_eq!(threads, ["beside"]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "fork has a contract that only its caller can keep"
+)]
+fn other_threads_are_allowed_to_whom_asks_for_it() {
+    std::thread::spawn(|| sleep(()));
+    // SAFETY: the other thread sleeps and holds no lock.
+    let child = unsafe { Process::builder().fork_multithreaded(|| 5) };
+    assert_eq!(block_on(child.unwrap().join()).unwrap(), 5);
+}
+
+fn a_child_is_outside_the_runtime_that_forked_it() {
+    let has_runtime = || tokio::runtime::Handle::try_current().is_ok();
+    let outcome = on_a_runtime(async move {
+        assert!(has_runtime());
+        fork(has_runtime).unwrap().join().await
+    });
+    assert!(!outcome.unwrap());
+}
+
+/// In a child that goes on where its parent stood, the runtime's driver is that of the parent: what
+/// it registers there has addresses of its own memory, and the parent crashes over them.
+fn what_the_child_registers_leaves_the_parents_driver_alone() {
+    on_a_runtime(async {
+        let (mut ours, mut others) = UnixStream::pair().unwrap();
+        let child = fork(|| on_a_runtime(ping_pong())).unwrap();
+        for _ in 0..100 {
+            ours.write_all(b"x").await.unwrap();
+            assert_eq!(others.read_u8().await.unwrap(), b'x');
+        }
+        child.join().await.unwrap();
+        ping_pong().await;
+    });
+}
+
+/// In a child that ends by unwinding, the parent's sockets are dropped, which takes them out of the
+/// set that both share: the parent would never wake again.
+fn what_the_child_inherits_of_tokio_still_works_in_the_parent() {
+    on_a_runtime(async {
+        let (mut ours, mut others) = UnixStream::pair().unwrap();
+        others.readable().now_or_never();
+        for ends in [|| (), || panic!("it unwinds"), || std::process::exit(3)] {
+            let child = fork(ends).unwrap();
+            drop(child.join().await);
+            let mut read = pin!(others.read_u8());
+            assert!(futures::poll!(read.as_mut()).is_pending());
+            ours.write_all(b"x").await.unwrap();
+            assert_eq!(read.await.unwrap(), b'x');
+        }
+    });
+}
+
+/// Where tokio's signal pipe was made before the fork, both read from it and each misses signals.
+fn signals_are_seen_by_both_where_tokio_starts_after_the_fork() {
+    let child = fork(|| on_a_runtime(signal_oneself())).unwrap();
+    on_a_runtime(signal_oneself());
+    block_on(child.join()).unwrap();
+}
+
+async fn signal_oneself() {
+    let mut signals = signal(SignalKind::user_defined1()).unwrap();
+    for _ in 0..100 {
+        nix::sys::signal::raise(nix::sys::signal::SIGUSR1).unwrap();
+        signals.recv().await.unwrap();
+    }
+}
+
+async fn ping_pong() {
+    let (mut a, mut b) = UnixStream::pair().unwrap();
+    let echo = tokio::spawn(async move {
+        for _ in 0..100 {
+            let byte = b.read_u8().await.unwrap();
+            b.write_u8(byte).await.unwrap();
+        }
+    });
+    for n in 0..100 {
+        a.write_u8(n).await.unwrap();
+        assert_eq!(a.read_u8().await.unwrap(), n);
+        tokio::time::sleep(Duration::from_micros(10)).await;
+    }
+    echo.await.unwrap();
+}
+
+fn on_a_runtime<T>(future: impl Future<Output = T>) -> T {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(future)
+}
