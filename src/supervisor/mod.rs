@@ -11,12 +11,14 @@
 //! layer above.
 //!
 //! Other files: what a child's record does when its descriptors are ready (`child`), what runs
-//! when (`timer`), who kills when this process is gone (`guardian`), stderr (`stderr`).
+//! when (`timer`), descriptors of the layers above (`watch`), who kills when this process is gone
+//! (`guardian`), stderr (`stderr`).
 
 mod child;
 mod guardian;
 mod stderr;
 mod timer;
+mod watch;
 
 use std::collections::HashMap;
 use std::io;
@@ -36,6 +38,7 @@ pub(crate) use self::guardian::Word;
 use self::stderr::Forward;
 pub(crate) use self::timer::TimerId;
 use self::timer::Timers;
+pub(crate) use self::watch::{Watch, watch};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::eventfd::EventFd;
 use crate::sys::rlimit::{self, CpuMask};
@@ -50,6 +53,7 @@ pub(crate) struct Supervisor {
     /// Wakes the thread for what is in the table's inbox, or for an earlier timer.
     doorbell: EventFd,
     table: Mutex<Table>,
+    watched: watch::Watched,
     next_id: AtomicU64,
     thread_id: AtomicU32,
     affinity: OnceLock<CpuMask>,
@@ -101,6 +105,7 @@ pub(crate) fn running() -> Option<&'static Supervisor> {
 pub(crate) fn forget_inherited() {
     let mut place = SUPERVISOR.write().unwrap_or_else(PoisonError::into_inner);
     if let Some(inherited) = place.take() {
+        inherited.watched.close_inherited();
         let mut fds = vec![inherited.epoll.as_fd(), inherited.doorbell.as_fd()];
         let table = inherited.table();
         fds.extend(table.children.values().flat_map(Child::fds));
@@ -130,6 +135,7 @@ impl Supervisor {
             epoll,
             doorbell,
             table: Mutex::default(),
+            watched: watch::Watched::default(),
             next_id: AtomicU64::new(1),
             thread_id: AtomicU32::new(0),
             affinity: OnceLock::new(),
@@ -226,6 +232,7 @@ impl Supervisor {
                 match token {
                     DOORBELL => self.doorbell.lower(),
                     STDERR => self.continue_forwarding(),
+                    token if token & watch::BIT != 0 => self.watched.ready(token),
                     token => self.handle(token >> Part::BITS, Part::from_token(token)),
                 }
             }
