@@ -4,11 +4,13 @@
 //! which about doubles a round trip. Where a write would block, ask for writability then.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::sys::eventfd::EventFd;
 
 /// Watches `fd` for reading, on the runtime of the caller.
 ///
@@ -42,4 +44,22 @@ pub(crate) fn watch_shared(
     // SAFETY: the `OwnedFd` inside is the same open descriptor until its last `Arc` is dropped, of
     // which the `AsyncFd` holds one until it has taken the descriptor out of the set.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// An event counter that others have a share of.
+#[derive(Debug)]
+pub(crate) struct SharedEventFd(Arc<EventFd>);
+
+impl AsRawFd for SharedEventFd {
+    fn as_raw_fd(&self) -> RawFd {
+        EventFd::as_fd(&self.0).as_raw_fd()
+    }
+}
+
+/// The counter, watched for reading by the runtime of the caller.
+pub(crate) fn watch_event_fd(fd: Arc<EventFd>) -> io::Result<AsyncFd<SharedEventFd>> {
+    // SAFETY: an `EventFd` is the same open descriptor until it is dropped, and the `AsyncFd` owns
+    // a share of it.
+    unsafe { AsyncFd::register_with_interest(SharedEventFd(fd), Interest::READABLE) }
+        .map_err(io::Error::from)
 }

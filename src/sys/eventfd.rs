@@ -48,3 +48,9 @@ impl AsFd for EventFd {
         self.0.as_fd()
     }
 }
+
+impl From<OwnedFd> for EventFd {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}

@@ -56,6 +56,15 @@ impl Region {
         Self::map_unchecked(&file, len)
     }
 
+    /// Maps the whole of a file that came from another process, whatever its size.
+    ///
+    /// Fails with [`io::ErrorKind::InvalidData`] when it is empty or could shrink.
+    pub(crate) fn map_all(file: impl AsFd) -> io::Result<Self> {
+        let size = nix::sys::stat::fstat(&file)?.st_size;
+        let len = usize::try_from(size).ok().and_then(NonZeroUsize::new);
+        Self::map(file, len.ok_or_else(|| not_ours("is empty"))?)
+    }
+
     fn map_unchecked(file: impl AsFd, len: NonZeroUsize) -> io::Result<Self> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: no address is asked for, so no other mapping is replaced.
