@@ -249,3 +249,43 @@ pub enum ProcessError {
     #[error("the result was taken before")]
     ResultTaken,
 }
+
+/// The process that created a shared object has ended, so nobody looks after the object any more.
+///
+/// Every wait on what another process has created can fail with this, and none waits for ever
+/// instead. There is nothing to be repaired: the objects are of no more use, make new ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("the process that created the object has ended")]
+#[non_exhaustive]
+pub struct CreatorGone;
+
+/// Why something could not be had at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryLockError {
+    /// Somebody else has it.
+    #[error("somebody else has it")]
+    Busy,
+    /// See [`CreatorGone`].
+    #[error(transparent)]
+    CreatorGone(#[from] CreatorGone),
+}
+
+/// A release without a guard for which there was no acquire without a guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("released more often than acquired")]
+#[non_exhaustive]
+pub struct OverRelease;
+
+/// Why a party did not pass a barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum BrokenBarrier {
+    /// A party gave up, timed out, died or panicked in the action, or the barrier was aborted or
+    /// reset.
+    #[error("the barrier is broken")]
+    Broken,
+    /// See [`CreatorGone`].
+    #[error(transparent)]
+    CreatorGone(#[from] CreatorGone),
+}

@@ -1,0 +1,132 @@
+//! What sleepers listen to: an eventfd that is rung and never read.
+//!
+//! Every runtime of every process that listens has the bell in its epoll set, edge-triggered. Each
+//! ring is a write, and each write is an edge for all of them, whether or not the counter was zero
+//! before. So nobody has to empty it, no sleeper can take a ring away from another one, and a
+//! sleeper that is killed or dropped takes nothing along.
+//!
+//! A ring says only: look again. A sleeper asks for readiness, looks at its own word, and only then
+//! clears the readiness it asked for; tokio refuses to clear one that is newer, so a ring between the
+//! look and the clearing is not lost.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, Id};
+
+use crate::sys::async_fd::{self, SharedEventFd};
+use crate::sys::eventfd::EventFd;
+use crate::sys::fork_epoch;
+
+/// How many runtimes of this process stay registered while nobody sleeps.
+///
+/// Registering costs a system call, so the usual one or two runtimes do it once. More than a few
+/// would keep the remains of runtimes that are gone.
+const RUNTIMES_MAX: usize = 4;
+
+/// An eventfd, and the runtimes of this process that listen to it.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    fd: Arc<EventFd>,
+    ears: Mutex<Ears>,
+}
+
+#[derive(Debug, Default)]
+struct Ears {
+    /// The process that they belong to.
+    epoch: u64,
+    known: Vec<(Id, Arc<Ear>)>,
+}
+
+/// One runtime's registration.
+type Ear = AsyncFd<SharedEventFd>;
+
+impl Bell {
+    /// A bell that nobody knows of.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self::from_fd(EventFd::new()?))
+    }
+
+    /// A bell that came from another process.
+    pub(crate) fn from_fd(fd: EventFd) -> Self {
+        Self {
+            fd: Arc::new(fd),
+            ears: Mutex::default(),
+        }
+    }
+
+    /// Wakes everybody who listens, in all processes.
+    pub(crate) fn ring(&self) {
+        self.fd.raise();
+    }
+
+    /// Waits until `look` finds something; it is asked now and after each ring.
+    pub(crate) async fn listen<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            let ear = self.ear();
+            // An error means that the runtime of this ear is gone: listen by the present one.
+            let Ok(mut rung) = ear.readable().await else {
+                self.ears()
+                    .known
+                    .retain(|(_, other)| !Arc::ptr_eq(other, &ear));
+                continue;
+            };
+            if let Some(found) = look() {
+                return found;
+            }
+            rung.clear_ready();
+        }
+    }
+
+    /// The registration with the runtime that polls us.
+    fn ear(&self) -> Arc<Ear> {
+        let id = Handle::current().id();
+        let ears = &mut self.ears().known;
+        if let Some((_, ear)) = ears.iter().find(|(known, _)| *known == id) {
+            return ear.clone();
+        }
+        let ear = async_fd::watch_event_fd(Arc::clone(&self.fd));
+        let ear = Arc::new(ear.expect("an eventfd can be added to the runtime's epoll set"));
+        if ears.len() == RUNTIMES_MAX {
+            // Who sleeps there has a share of it.
+            ears.remove(0);
+        }
+        ears.push((id, ear.clone()));
+        ear
+    }
+
+    fn ears(&self) -> MutexGuard<'_, Ears> {
+        let mut ears = self.ears.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch = fork_epoch::current();
+        if ears.epoch != epoch {
+            // A forked child: dropping its parent's registrations would take the parent's fds out
+            // of an epoll set that both share.
+            mem::forget(mem::replace(
+                &mut *ears,
+                Ears {
+                    epoch,
+                    known: Vec::new(),
+                },
+            ));
+        }
+        ears
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        EventFd::as_fd(&self.fd)
+    }
+}
+
+impl From<OwnedFd> for Bell {
+    fn from(fd: OwnedFd) -> Self {
+        Self::from_fd(EventFd::from(fd))
+    }
+}

@@ -1,0 +1,311 @@
+//! A process' side of one broker: the link and the mailbox.
+//!
+//! A process has one [`Link`] to each broker whose objects it uses. Requests go out through a socket,
+//! answers come into the mailbox, see [`super::serve`].
+//!
+//! Nothing here waits for the broker but the waits themselves: a message that the socket has no room
+//! for (the creator is stopped, or has very much to do) goes into an outbox, which a thread of its own
+//! empties. If this process dies with messages in the outbox, the sweep does what they asked for.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{Ordering::Relaxed, Ordering::Release};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+
+use crate::broker::bell::Bell;
+use crate::broker::memory::Answer;
+use crate::broker::message::{Message, Place, Says};
+use crate::broker::serve::HELLO;
+use crate::broker::slot::{self, Wake};
+use crate::supervisor::{self, Watch};
+use crate::sys::epoll::Interest;
+use crate::sys::inode::Inode;
+use crate::sys::memfd::Region;
+use crate::sys::pidfd::Pidfd;
+use crate::sys::socket::{self, Wait};
+use crate::sys::{fork_epoch, futex};
+
+/// How many waits a process can have under way at one broker. Untouched slots cost no memory.
+const SLOTS_MAX: u32 = 1 << 20;
+
+/// This process' connection to a broker.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// The process that it belongs to; a forked child makes its own.
+    epoch: u64,
+    door: Arc<OwnedFd>,
+    socket: OwnedFd,
+    mailbox: Region,
+    bell: Bell,
+    /// The broker's process has ended.
+    gone: AtomicBool,
+    slots: Mutex<Slots>,
+    next_object: AtomicU32,
+    outbox: Mutex<VecDeque<Message>>,
+    n_outbox: AtomicUsize,
+    /// Bells and sleepers to be woken when the broker is gone.
+    events: Mutex<Vec<Weak<dyn Sleepers>>>,
+    /// Notices the end of the broker's process.
+    watch: Mutex<Option<Watch>>,
+}
+
+/// Something of an object that processes sleep at without a slot.
+pub(crate) trait Sleepers: Send + Sync + std::fmt::Debug {
+    /// Has all of them look again.
+    fn wake(&self);
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    free: Vec<u32>,
+    /// The first one that was never used.
+    fresh: u32,
+}
+
+/// The links of this process by the broker's door.
+static LINKS: LazyLock<Mutex<Links>> = LazyLock::new(Mutex::default);
+
+#[derive(Default)]
+struct Links {
+    epoch: u64,
+    by_door: HashMap<Inode, Weak<Link>>,
+}
+
+impl Link {
+    /// The link to the broker that this door leads to, made if there is none yet.
+    pub(crate) fn to(door: Arc<OwnedFd>) -> io::Result<Arc<Self>> {
+        let inode = Inode::of(&*door)?;
+        let epoch = fork_epoch::current();
+        let mut links = LINKS.lock().unwrap_or_else(PoisonError::into_inner);
+        if links.epoch != epoch {
+            // Those of the process that we were forked off.
+            *links = Links {
+                epoch,
+                by_door: HashMap::new(),
+            };
+        }
+        if let Some(link) = links.by_door.get(&inode).and_then(Weak::upgrade) {
+            return Ok(link);
+        }
+        let link = Arc::new(Self::new(door, epoch)?);
+        let weak = Arc::downgrade(&link);
+        let watched = Weak::clone(&weak);
+        let watch = supervisor::watch(&link.socket, Interest::HangUp, move || {
+            if let Some(link) = watched.upgrade() {
+                link.end();
+            }
+        })?;
+        *link.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
+        links.by_door.retain(|_, known| known.strong_count() > 0);
+        links.by_door.insert(inode, weak);
+        Ok(link)
+    }
+
+    fn new(door: Arc<OwnedFd>, epoch: u64) -> io::Result<Self> {
+        let (socket, theirs) = socket::seqpacket_pair()?;
+        let len = (SLOTS_MAX as usize * 8).try_into();
+        let len = len.map_err(io::Error::other)?;
+        let (mailbox, file) = Region::create(c"mp-mailbox", len)?;
+        let bell = Bell::new()?;
+        let pidfd = Pidfd::open(std::process::id())?;
+        let fds = [theirs.as_fd(), file.as_fd(), bell.as_fd(), pidfd.as_fd()];
+        let hello = [io::IoSlice::new(HELLO)];
+        // EPIPE: the broker's process is gone, which the watch will find out as well, since nobody
+        // keeps the other end of the link.
+        let sent = socket::send_with_fds(&*door, &hello, &fds, Wait::Yes);
+        Ok(Self {
+            epoch,
+            door,
+            socket,
+            mailbox,
+            bell,
+            gone: AtomicBool::new(sent.is_err()),
+            slots: Mutex::default(),
+            next_object: AtomicU32::new(1),
+            outbox: Mutex::default(),
+            n_outbox: AtomicUsize::new(0),
+            events: Mutex::default(),
+            watch: Mutex::new(None),
+        })
+    }
+
+    /// The way to this broker, for handles that travel on.
+    pub(crate) fn door(&self) -> &Arc<OwnedFd> {
+        &self.door
+    }
+
+    /// Whether it belongs to this process, and not to one that this was forked off.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.epoch == fork_epoch::current()
+    }
+
+    /// Whether the broker's process has ended.
+    #[inline]
+    pub(crate) fn is_gone(&self) -> bool {
+        // Relaxed: the news may come at any time, so it orders nothing.
+        self.gone.load(Relaxed)
+    }
+
+    /// A number for an object that is about to be opened.
+    pub(crate) fn next_object(&self) -> u32 {
+        self.next_object.fetch_add(1, Relaxed)
+    }
+
+    /// Tells the broker of an object. Unlike other messages this one is not put off: once a word
+    /// names us, the broker has to know.
+    pub(crate) fn open(&self, object: u32, client: u32, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = Message {
+            object,
+            says: Says::Open(client),
+        }
+        .to_bytes();
+        let sent = socket::send_with_fds(&self.socket, &[io::IoSlice::new(&bytes)], fds, Wait::Yes);
+        match sent {
+            // The creator is gone: the object says so at its first use.
+            Err(error) if is_end(&error) => {
+                self.end();
+                Ok(())
+            }
+            sent => sent.map(drop),
+        }
+    }
+
+    /// Sends a message, at the latest when there is room.
+    pub(crate) fn say(self: &Arc<Self>, object: u32, says: Says) {
+        let message = Message { object, says };
+        if self.n_outbox.load(Acquire) == 0 && self.send(message, Wait::No) {
+            return;
+        }
+        let mut outbox = self.outbox();
+        outbox.push_back(message);
+        if self.n_outbox.fetch_add(1, AcqRel) == 0 {
+            let link = Arc::clone(self);
+            let name = "mp-outbox".to_owned();
+            let started = thread::Builder::new()
+                .name(name)
+                .spawn(move || link.flush());
+            if started.is_err() {
+                // No thread to be had: wait here, which is late but not wrong.
+                drop(outbox);
+                self.flush();
+            }
+        }
+    }
+
+    /// Empties the outbox; ends when it is empty.
+    fn flush(&self) {
+        loop {
+            let Some(message) = self.outbox().front().copied() else {
+                return;
+            };
+            self.send(message, Wait::Yes);
+            self.outbox().pop_front();
+            // Behind the pop, so that what is said now cannot overtake it.
+            self.n_outbox.fetch_sub(1, AcqRel);
+        }
+    }
+
+    /// True unless the socket has no room now.
+    fn send(&self, message: Message, wait: Wait) -> bool {
+        match socket::send_bytes(&self.socket, &message.to_bytes(), wait) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(_) => {
+                // EPIPE or ECONNRESET: there is nobody to be told any more.
+                self.end();
+                true
+            }
+        }
+    }
+
+    /// Has `event` woken when the broker's process has ended.
+    pub(crate) fn also_wake(&self, event: Weak<dyn Sleepers>) {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.retain(|known| known.strong_count() > 0);
+        events.push(event);
+    }
+
+    /// The broker's process has ended: everybody who waits is told.
+    fn end(&self) {
+        // Release: pairs with nothing but itself; the bell orders what has to be ordered.
+        if self.gone.swap(true, Release) {
+            return;
+        }
+        self.bell.ring();
+        let used = self.slots().fresh;
+        for slot in 0..used {
+            slot::rouse(self.mailbox.word64(slot as usize * 8));
+            futex::wake(self.mailbox.word32(slot as usize * 8));
+        }
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let events: Vec<_> = events.iter().filter_map(Weak::upgrade).collect();
+        for event in events {
+            event.wake();
+        }
+    }
+
+    /// Takes a slot and makes it wait, for a request that the caller is about to send.
+    pub(crate) fn begin(&self, wake: Wake) -> Place {
+        let slot = self.take_slot();
+        let word = self.slot(slot);
+        // The turn counts on from what the slot's last user left.
+        let turn = ((word.load(Relaxed) >> 32) as u32).wrapping_add(1);
+        slot::begin(word, turn, wake);
+        (slot, turn)
+    }
+
+    /// Ends a wait and gives its slot back: the answer if it came, else none will come any more.
+    pub(crate) fn finish(&self, (slot, _): Place) -> Option<Answer> {
+        let answer = slot::end(self.slot(slot));
+        self.slots().free.push(slot);
+        answer
+    }
+
+    /// Whether a wait has its answer.
+    pub(crate) fn has_answer(&self, (slot, _): Place) -> bool {
+        slot::answer_of(self.slot(slot)).is_some()
+    }
+
+    /// What rings when an answer comes for a wait with [`Wake::Bell`].
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Sleeps until an answer may have come for a wait with [`Wake::Futex`].
+    pub(crate) fn sleep(&self, (slot, _): Place) {
+        futex::wait(self.mailbox.word32(slot as usize * 8), slot::asleep());
+    }
+
+    fn slot(&self, slot: u32) -> &AtomicU64 {
+        self.mailbox.word64(slot as usize * 8)
+    }
+
+    fn take_slot(&self) -> u32 {
+        let mut slots = self.slots();
+        slots.free.pop().unwrap_or_else(|| {
+            let slot = slots.fresh;
+            assert!(slot < SLOTS_MAX, "more than a million waits at one time");
+            slots.fresh += 1;
+            slot
+        })
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, VecDeque<Message>> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}

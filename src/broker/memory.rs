@@ -1,0 +1,253 @@
+//! The steps that the protocols are made of: single atomic operations on an object's shared words.
+//!
+//! Every protocol of the broker and of its clients is written once, over [`Memory`]. In a program
+//! the trait is a handful of atomic instructions on a mapping and nothing can stop it
+//! (`Stop = Infallible`, so that each `?` compiles to nothing). In the exhaustive search it is a
+//! model that carries out one step and then stops, so that another process can take its step
+//! between any two.
+
+use std::convert::Infallible;
+use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+
+use crate::sys::memfd::Region;
+
+/// Atomic operations on the 64-bit words of one object, each of them one step.
+pub(crate) trait Memory {
+    /// Why a step was not taken.
+    type Stop;
+
+    /// Reads the word (acquire).
+    fn load(&mut self, word: usize) -> Result<u64, Self::Stop>;
+
+    /// Replaces `old` by `new`, or tells what stood there instead.
+    fn replace(
+        &mut self,
+        word: usize,
+        old: u64,
+        new: u64,
+        order: Ordering,
+    ) -> Result<Result<u64, u64>, Self::Stop>;
+
+    /// Sets bits and tells what stood there before (acquire and release).
+    fn set_bits(&mut self, word: usize, bits: u64) -> Result<u64, Self::Stop>;
+
+    /// Clears bits and tells what stood there before (acquire and release).
+    fn clear_bits(&mut self, word: usize, bits: u64) -> Result<u64, Self::Stop>;
+
+    /// Writes the word (release).
+    fn store(&mut self, word: usize, value: u64) -> Result<(), Self::Stop>;
+
+    /// Whether `rule` is broken on purpose, to see that the tests notice.
+    fn breaks(&self, rule: Rule) -> bool {
+        let _ = rule;
+        false
+    }
+}
+
+/// What the broker needs beside the words: the commit point of each wait.
+pub(crate) trait Answers: Memory {
+    /// Answers a waiter. False when it had given up before: then it was not told anything.
+    fn answer(&mut self, ticket: Ticket, answer: Answer) -> Result<bool, Self::Stop>;
+}
+
+/// One wait of one client of one object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Ticket {
+    /// The waiting process' number at this object.
+    pub(crate) client: u32,
+    /// Where in that process' mailbox the answer goes.
+    pub(crate) slot: u32,
+    /// Which wait on that slot this is; an older one has been given up.
+    pub(crate) turn: u32,
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Answer {
+    /// The permit word with this index names the waiter.
+    Permit(u32),
+    /// A permit of the ledger, which no word stands for.
+    Ledger,
+    /// The barrier let the waiter pass, as number so-and-so of its generation.
+    Passed(u32),
+    /// The waiter is the last party to arrive: it runs the action and reports.
+    Lead,
+    /// The barrier is broken.
+    Broken,
+    /// The request made no sense, such as a wait on a condition by one without the lock.
+    Refused,
+}
+
+/// The words of a real object.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shared<'a>(pub(crate) &'a Region);
+
+impl Memory for Shared<'_> {
+    type Stop = Infallible;
+
+    #[inline]
+    fn load(&mut self, word: usize) -> Result<u64, Infallible> {
+        Ok(self.0.word64(word * 8).load(Acquire))
+    }
+
+    #[inline]
+    fn replace(
+        &mut self,
+        word: usize,
+        old: u64,
+        new: u64,
+        order: Ordering,
+    ) -> Result<Result<u64, u64>, Infallible> {
+        // Relaxed: a failure tells nothing but that the caller has to look again.
+        Ok(self
+            .0
+            .word64(word * 8)
+            .compare_exchange(old, new, order, Relaxed))
+    }
+
+    #[inline]
+    fn set_bits(&mut self, word: usize, bits: u64) -> Result<u64, Infallible> {
+        Ok(self.0.word64(word * 8).fetch_or(bits, AcqRel))
+    }
+
+    #[inline]
+    fn clear_bits(&mut self, word: usize, bits: u64) -> Result<u64, Infallible> {
+        Ok(self.0.word64(word * 8).fetch_and(!bits, AcqRel))
+    }
+
+    #[inline]
+    fn store(&mut self, word: usize, value: u64) -> Result<(), Infallible> {
+        self.0.word64(word * 8).store(value, Release);
+        Ok(())
+    }
+
+    #[cfg(mutants)]
+    fn breaks(&self, rule: Rule) -> bool {
+        Rule::broken() == Some(rule)
+    }
+}
+
+#[cfg(mutants)]
+impl Rule {
+    const ALL: [Self; 34] = [
+        Self::TakeRespectsDue,
+        Self::GiveRespectsDue,
+        Self::GivePokes,
+        Self::GiveIsOneStep,
+        Self::TakeIsOneStep,
+        Self::CancelGivesBack,
+        Self::CancelPassesOn,
+        Self::QueueShows,
+        Self::QueueBeforeLook,
+        Self::UnpokeBeforeLook,
+        Self::NameBeforeAnswer,
+        Self::RefusedGrantGoesOn,
+        Self::DeathFrees,
+        Self::DeathUnlinks,
+        Self::DeathServes,
+        Self::DeathMarksAtOnce,
+        Self::DeathReturnsLedger,
+        Self::TimeServes,
+        Self::TimeCloses,
+        Self::HandOverRearms,
+        Self::EmptyQueueOpens,
+        Self::WaitBeforeRelease,
+        Self::GonePassesOn,
+        Self::WokenPassesOn,
+        Self::BarrierCancelBreaks,
+        Self::BarrierDeathBreaks,
+        Self::BarrierLeaderDeathBreaks,
+        Self::BarrierOneLeader,
+        Self::BarrierResetReleases,
+        Self::EventSetRings,
+        Self::EventSetBeforeRing,
+        Self::EventLooksAgain,
+        Self::EventSleeperShows,
+        Self::EventDeathRings,
+    ];
+
+    /// The rule that this build breaks, by the environment.
+    fn broken() -> Option<Self> {
+        use std::sync::OnceLock;
+        static BROKEN: OnceLock<Option<Rule>> = OnceLock::new();
+        *BROKEN.get_or_init(|| {
+            let name = std::env::var("TOKIO_MULTIPROCESS_BREAKS").ok()?;
+            Self::ALL
+                .into_iter()
+                .find(|rule| format!("{rule:?}") == name)
+        })
+    }
+}
+
+/// The rules that the protocols stand on. The tests break each of them and must notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Rule {
+    /// A newcomer leaves a word alone whose hand-over is due.
+    TakeRespectsDue,
+    /// A holder does not free a word whose hand-over is due, but asks the broker to.
+    GiveRespectsDue,
+    /// Who frees a word that somebody queues for tells the broker.
+    GivePokes,
+    /// A word is freed together with the look at its flags, in one step.
+    GiveIsOneStep,
+    /// A free word is taken by a compare-and-swap.
+    TakeIsOneStep,
+    /// A cancelled wait that was answered all the same gives back what it got.
+    CancelGivesBack,
+    /// A cancelled wait that was woken by a notification passes it on.
+    CancelPassesOn,
+    /// Somebody who queues makes the words say so.
+    QueueShows,
+    /// The broker first shows the queue, then looks whether a word is free.
+    QueueBeforeLook,
+    /// The broker clears the poke first, then looks whether the word is free.
+    UnpokeBeforeLook,
+    /// The word names its new owner before the owner is told.
+    NameBeforeAnswer,
+    /// A permit meant for a waiter that had given up goes to the next.
+    RefusedGrantGoesOn,
+    /// A dead owner's words are freed.
+    DeathFrees,
+    /// A dead waiter leaves the queue.
+    DeathUnlinks,
+    /// Every death serves the queue, also of one who held nothing.
+    DeathServes,
+    /// A lock's word is freed and marked as recovered in one step.
+    DeathMarksAtOnce,
+    /// A dead process' permits of the ledger return to it.
+    DeathReturnsLedger,
+    /// Time serves a queue whose releaser was stopped before it told.
+    TimeServes,
+    /// Time closes the words to newcomers.
+    TimeCloses,
+    /// A hand-over starts the next waiter's time.
+    HandOverRearms,
+    /// Words without a queue are open to all.
+    EmptyQueueOpens,
+    /// A waiter stands in the condition's queue before the lock is free.
+    WaitBeforeRelease,
+    /// A notified waiter that is gone before it got the lock passes the notification on.
+    GonePassesOn,
+    /// A notified waiter that died with the lock before anybody could see passes it on.
+    WokenPassesOn,
+    /// A party that gives up breaks the barrier.
+    BarrierCancelBreaks,
+    /// A party that dies breaks the barrier.
+    BarrierDeathBreaks,
+    /// A party that dies while it runs the action breaks the barrier.
+    BarrierLeaderDeathBreaks,
+    /// Only one party a generation runs the action.
+    BarrierOneLeader,
+    /// A reset releases whoever waits.
+    BarrierResetReleases,
+    /// A set that may have sleepers rings.
+    EventSetRings,
+    /// The flag is up before the bell rings.
+    EventSetBeforeRing,
+    /// A waiter says that it sleeps and looks again.
+    EventLooksAgain,
+    /// A waiter says that it sleeps at all.
+    EventSleeperShows,
+    /// Every death rings.
+    EventDeathRings,
+}

@@ -1,0 +1,356 @@
+//! A shared object as a process holds it: its memory, its number there, and the way to its broker.
+//!
+//! The creator makes the memory and shows it to its own broker like any other client. A handle that
+//! travels takes along a descriptor of the memory and one of the broker's door (an event also its
+//! bell), so whoever gets one, by whatever way, can make itself known: no process needs another one's
+//! help for it. An object costs a process one descriptor (an event two), and each broker four for all
+//! of its objects together.
+//!
+//! The number (`me`) is what this process writes into words that it owns. It is taken from a counter
+//! in the object, so it is never given twice, and the broker knows it before it is used. After a fork
+//! the child has the memory but must not be its parent, to the broker least of all: the first use
+//! notices and takes a number and a link of its own.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
+
+use serde::de::Error as _;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::broker::bell::Bell;
+use crate::broker::flag;
+use crate::broker::layout::{self, Kind, Shape};
+use crate::broker::link::{Link, Sleepers};
+use crate::broker::memory::Shared;
+use crate::broker::message::{Place, Says};
+use crate::broker::serve::Broker;
+use crate::broker::slot::Wake;
+use crate::broker::waiting::Waiting;
+use crate::broker::word::{self, Taken, Tell};
+use crate::error::CreatorGone;
+use crate::supervisor;
+use crate::sys::epoll::Interest;
+use crate::sys::inode::Inode;
+use crate::sys::memfd::Region;
+use crate::sys::{fork_epoch, futex};
+use crate::wire::fds;
+
+/// Memory, and what this process is to it.
+pub(crate) struct Object {
+    region: Region,
+    file: Arc<OwnedFd>,
+    kind: Kind,
+    /// Of an event.
+    bell: Option<Arc<Bell>>,
+    /// The process that `me` is true for.
+    epoch: AtomicU64,
+    me: AtomicU32,
+    attached: Mutex<Attached>,
+}
+
+/// What this process has, so that it has everything once.
+static OBJECTS: LazyLock<Mutex<HashMap<Inode, Weak<Object>>>> = LazyLock::new(Mutex::default);
+
+/// How this process reaches the broker about the object.
+#[derive(Clone, Debug)]
+struct Attached {
+    link: Arc<Link>,
+    number: u32,
+}
+
+impl Object {
+    /// Makes an object whose broker is this process'.
+    pub(crate) fn create(shape: Shape) -> io::Result<Arc<Self>> {
+        let len = shape.len().ok_or(io::ErrorKind::OutOfMemory)?;
+        let (region, file) = Region::create(c"mp-object", len)?;
+        shape.write(&region);
+        let bell = matches!(shape, Shape::Event).then(Bell::new).transpose()?;
+        Self::attach(region, file, bell, own_door()?)
+    }
+
+    /// Takes part in an object that came from another process.
+    fn receive(file: OwnedFd, bell: Option<OwnedFd>, door: OwnedFd) -> io::Result<Arc<Self>> {
+        let region = Region::map_all(&file)?;
+        Self::attach(region, file, bell.map(Bell::from), Arc::new(door))
+    }
+
+    fn attach(
+        region: Region,
+        file: OwnedFd,
+        bell: Option<Bell>,
+        door: Arc<OwnedFd>,
+    ) -> io::Result<Arc<Self>> {
+        let inode = Inode::of(&file)?;
+        let mut objects = OBJECTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(object) = objects.get(&inode).and_then(Weak::upgrade) {
+            // It has come before: both handles are one client, so a guard of one is a guard of both.
+            return Ok(object);
+        }
+        let kind = layout::kind_of(&region)?;
+        let link = Link::to(door)?;
+        let bell = bell.map(Arc::new);
+        let (number, me) = introduce(&region, &file, bell.as_deref(), &link)?;
+        let object = Arc::new(Self {
+            region,
+            file: Arc::new(file),
+            kind,
+            bell,
+            epoch: AtomicU64::new(fork_epoch::current()),
+            me: AtomicU32::new(me),
+            attached: Mutex::new(Attached {
+                link: Arc::clone(&link),
+                number,
+            }),
+        });
+        if kind == Kind::Event {
+            let weak = Arc::downgrade(&object);
+            link.also_wake(weak);
+        }
+        objects.retain(|_, known| known.strong_count() > 0);
+        objects.insert(inode, Arc::downgrade(&object));
+        Ok(object)
+    }
+
+    /// What it is.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its memory.
+    pub(crate) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Its words.
+    #[inline]
+    pub(crate) fn words(&self) -> Shared<'_> {
+        Shared(&self.region)
+    }
+
+    /// This process' number.
+    #[inline]
+    pub(crate) fn me(&self) -> Result<u32, CreatorGone> {
+        if self.epoch.load(Acquire) == fork_epoch::current() {
+            return Ok(self.me.load(Relaxed));
+        }
+        self.attach_again()
+    }
+
+    /// In a forked child: becomes a client of its own.
+    #[cold]
+    fn attach_again(&self) -> Result<u32, CreatorGone> {
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch = fork_epoch::current();
+        if self.epoch.load(Acquire) != epoch {
+            let door = Arc::clone(attached.link.door());
+            let link = Link::to(door).map_err(|_| CreatorGone)?;
+            let introduced = introduce(&self.region, &self.file, self.bell.as_deref(), &link);
+            let (number, me) = introduced.map_err(|_| CreatorGone)?;
+            let old = std::mem::replace(&mut *attached, Attached { link, number });
+            // Its parent's: dropping it would undo what the parent does with shared descriptions.
+            std::mem::forget(old);
+            self.me.store(me, Relaxed);
+            // Release: whoever sees the epoch sees the number.
+            self.epoch.store(epoch, Release);
+        }
+        Ok(self.me.load(Relaxed))
+    }
+
+    fn attached(&self) -> Attached {
+        let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        attached.clone()
+    }
+
+    /// Whether the creator has ended, as far as is known.
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.attached().link.is_gone()
+    }
+
+    /// Takes a free permit, if there is one.
+    #[inline]
+    pub(crate) fn take(&self) -> Result<Option<Taken>, CreatorGone> {
+        let me = self.me()?;
+        let permits = layout::permits(&self.region);
+        // Different processes look for a permit at different places first.
+        let first = if permits.len() > 1 {
+            me as usize % permits.len()
+        } else {
+            0
+        };
+        let Ok(taken) = word::take(&mut self.words(), permits, first, me);
+        Ok(taken)
+    }
+
+    /// Gives a permit's word back; it was taken by this process.
+    #[inline]
+    pub(crate) fn give(&self, word: usize) {
+        let Ok(me) = self.me() else { return };
+        let Ok(tell) = word::give(&mut self.words(), word, me);
+        self.tell(tell, word);
+    }
+
+    /// Passes on what a change of a word makes necessary.
+    #[inline]
+    pub(crate) fn tell(&self, tell: Tell, word: usize) {
+        match tell {
+            Tell::Nothing => (),
+            Tell::Poke => self.say(Says::Poke),
+            Tell::Release => {
+                self.say(Says::Release(
+                    (word - layout::permits(&self.region).start) as u32,
+                ));
+            }
+        }
+    }
+
+    /// Tells the broker.
+    #[cold]
+    pub(crate) fn say(&self, says: Says) {
+        if self.me().is_err() {
+            return;
+        }
+        let attached = self.attached();
+        attached.link.say(attached.number, says);
+    }
+
+    /// Asks the broker for something to wait for.
+    #[cold]
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        wake: Wake,
+        says: impl FnOnce(Place) -> Says,
+    ) -> Result<Waiting, CreatorGone> {
+        // A forked child first becomes a client of its own.
+        self.me()?;
+        let Attached { link, number } = self.attached();
+        let place = link.begin(wake);
+        link.say(number, says(place));
+        Ok(Waiting::new(Arc::clone(self), link, place))
+    }
+
+    /// The bell of an event.
+    pub(crate) fn bell(&self) -> &Bell {
+        self.bell.as_deref().expect("an event has a bell")
+    }
+}
+
+/// Tells the broker of an object; its number on the link, and ours at the object.
+fn introduce(
+    region: &Region,
+    file: &OwnedFd,
+    bell: Option<&Bell>,
+    link: &Link,
+) -> io::Result<(u32, u32)> {
+    let number = link.next_object();
+    let me = layout::next_client(region);
+    let mut fds = vec![file.as_fd()];
+    fds.extend(bell.map(AsFd::as_fd));
+    link.open(number, me, &fds)?;
+    Ok((number, me))
+}
+
+impl Sleepers for Object {
+    fn wake(&self) {
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
+        if self.kind == Kind::Event {
+            let Ok(()) = flag::rouse(&mut self.words(), layout::FLAG);
+            futex::wake(self.region.word32(layout::FLAG * 8));
+        }
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        let attached = self.attached();
+        if attached.link.is_ours() {
+            attached.link.say(attached.number, Says::Close);
+        } else {
+            // A forked child that never used it.
+            std::mem::forget(attached);
+        }
+    }
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Object")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The door of this process' broker, which is started if need be.
+fn own_door() -> io::Result<Arc<OwnedFd>> {
+    /// By process, as a forked child has a broker of its own for what it creates.
+    static DOORS: Mutex<Vec<(u64, Arc<OwnedFd>)>> = Mutex::new(Vec::new());
+    let mut doors = DOORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let epoch = fork_epoch::current();
+    if let Some((_, door)) = doors.iter().find(|(known, _)| *known == epoch) {
+        return Ok(Arc::clone(door));
+    }
+    let (mut broker, door) = Broker::new()?;
+    let readable = broker.as_fd().try_clone_to_owned()?;
+    let watch = supervisor::watch(&readable, Interest::Read, move || broker.turn())?;
+    // The broker lives as long as the process: objects of dropped handles may be in use elsewhere.
+    std::mem::forget(watch);
+    let door = Arc::new(door);
+    doors.push((epoch, Arc::clone(&door)));
+    Ok(door)
+}
+
+/// An object in a message: its kind and its descriptors. Both sides share it afterwards.
+pub(crate) fn serialize<S: Serializer>(object: &Object, serializer: S) -> Result<S::Ok, S::Error> {
+    // In a forked child the link may be the parent's still; the door is good in both.
+    let door = Arc::clone(object.attached().link.door());
+    let list = |fd| fds::list(fd, None).map_err(S::Error::custom);
+    let file = list(Arc::clone(&object.file))?;
+    let door = list(door)?;
+    let bell = match &object.bell {
+        Some(bell) => {
+            let copy = bell
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(S::Error::custom)?;
+            Some(list(Arc::new(copy))?)
+        }
+        None => None,
+    };
+    (file, door, bell).serialize(serializer)
+}
+
+/// Reads an object of this kind.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    kind: Kind,
+) -> Result<Arc<Object>, D::Error> {
+    let (file, door, bell) = <(u32, u32, Option<u32>)>::deserialize(deserializer)?;
+    let take = |place| fds::take(place).map_err(D::Error::custom);
+    let (file, door) = (take(file)?, take(door)?);
+    let bell = bell.map(take).transpose()?;
+    if bell.is_some() != (kind == Kind::Event) {
+        return Err(D::Error::custom(
+            "a shared object came with the wrong descriptors",
+        ));
+    }
+    let object = Object::receive(file, bell, door).map_err(D::Error::custom)?;
+    if object.kind() != kind {
+        return Err(D::Error::custom(
+            "a shared object is of another kind than expected",
+        ));
+    }
+    Ok(object)
+}
+
+/// Whether spinning can pay: another processor may be giving back what we want.
+pub(crate) fn has_several_cpus() -> bool {
+    static SEVERAL: OnceLock<bool> = OnceLock::new();
+    *SEVERAL.get_or_init(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1))
+}

@@ -1,0 +1,101 @@
+//! A wait under way, and what becomes of it when it is given up.
+
+use std::sync::Arc;
+
+use crate::broker::layout;
+use crate::broker::link::Link;
+use crate::broker::memory::{Answer, Memory, Rule};
+use crate::broker::message::{Place, Says};
+use crate::broker::object::Object;
+use crate::broker::slot::{self, Undo};
+use crate::error::CreatorGone;
+
+/// One request to the broker and its slot in the mailbox.
+///
+/// Dropping it gives the wait up and puts right whatever came of it meanwhile.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    object: Arc<Object>,
+    link: Arc<Link>,
+    place: Place,
+    /// The condition that it waits at.
+    condition: Option<u32>,
+    /// The slot is still ours.
+    open: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(object: Arc<Object>, link: Arc<Link>, place: Place) -> Self {
+        Self {
+            object,
+            link,
+            place,
+            condition: None,
+            open: true,
+        }
+    }
+
+    /// The same wait, which is one for a notification.
+    pub(crate) fn at_condition(mut self, condition: u32) -> Self {
+        self.condition = Some(condition);
+        self
+    }
+
+    /// Slot and turn, as the broker knows the wait.
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Waits for the answer.
+    pub(crate) async fn answer(mut self) -> Result<Answer, CreatorGone> {
+        let link = Arc::clone(&self.link);
+        link.bell().listen(|| self.look()).await
+    }
+
+    /// Puts the thread to sleep until the answer comes; asked with [`slot::Wake::Futex`].
+    pub(crate) fn answer_blocking(mut self) -> Result<Answer, CreatorGone> {
+        loop {
+            if let Some(answer) = self.look() {
+                return answer;
+            }
+            self.link.sleep(self.place);
+        }
+    }
+
+    fn look(&mut self) -> Option<Result<Answer, CreatorGone>> {
+        // Asked before the slot: an answer that came before the end counts.
+        let is_gone = self.link.is_gone();
+        if !is_gone && !self.link.has_answer(self.place) {
+            return None;
+        }
+        self.open = false;
+        Some(self.link.finish(self.place).ok_or(CreatorGone))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // In a forked child it is a copy of its parent's wait.
+        if !self.open || !self.link.is_ours() {
+            return;
+        }
+        let answer = self.link.finish(self.place);
+        let first = layout::permits(self.object.region()).start;
+        let words = self.object.words();
+        match slot::undo(answer, self.condition.is_some()) {
+            Undo::Give(_) | Undo::PassOnAndGive(_) if words.breaks(Rule::CancelGivesBack) => (),
+            Undo::Forget | Undo::BreakUp => self.object.say(Says::Cancel(self.place)),
+            Undo::Give(permit) => self.object.give(first + permit as usize),
+            Undo::GiveLedger => self.object.say(Says::ReleaseLedger),
+            Undo::PassOnAndGive(permit) => {
+                if let Some(condition) = self.condition
+                    && !words.breaks(Rule::CancelPassesOn)
+                {
+                    self.object.say(Says::Notify(condition, 1));
+                }
+                self.object.give(first + permit as usize);
+            }
+            Undo::Nothing => (),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The bits of a permit's word, and all that a client does to it.
+//!
+//! A lock is one such word and a semaphore is an array of them, each for one permit. The word
+//! names its owner, so ownership and the knowledge of who has it appear in the same instruction:
+//! a process that is killed right before it owns nothing, and right after it is found by the sweep.
+//!
+//! ```text
+//! 63 QUEUED     somebody waits at the broker
+//! 62 DUE        somebody has waited long: only the broker may free or give this word
+//! 61 POKED      the word was freed while QUEUED, and the broker is told or about to be
+//! 60 RECOVERED  the last owner died with it (locks only)
+//! 31..0         the owner's number at this object; 0: free; all ones: taken by nobody in particular
+//! ```
+//!
+//! | who | step | from | to |
+//! |---|---|---|---|
+//! | client | take | free, not DUE | owner = me |
+//! | client | give | mine, not QUEUED | free |
+//! | client | give | mine, QUEUED, not DUE | free and POKED, then tells the broker `Poke` |
+//! | client | give | mine, DUE | unchanged, tells the broker `Release` |
+//! | broker | queue | any | QUEUED |
+//! | broker | time | QUEUED | DUE |
+//! | broker | grant | free | owner = the waiter |
+//! | broker | free | owned by one who released or died | free |
+//!
+//! **Barging.** While a word is not DUE a newcomer may take it past the queue, which keeps a busy
+//! lock on the processor that has it. After a waiter's patience the broker sets DUE: from then on
+//! the holder hands the word to the broker and newcomers keep off, so the waiter is next.
+//!
+//! **Why no instruction is unsafe.** Each row is one atomic step on one word.
+//! - *Killed before or after a step of `take`:* it owns nothing, or the word says so and the sweep
+//!   frees it.
+//! - *Killed between freeing and `Poke`:* every death serves the queue of every object that the dead
+//!   process had open. *Stopped there instead of killed:* the waiter's patience ends, and the broker
+//!   looks at the word by itself. Later releasers that find POKED say nothing; they rely on the same.
+//! - *Killed between the decision for `Release` and sending it:* the word still names the dead
+//!   process.
+//! - *A flag set between a look and the exchange:* the exchange fails, and the client looks again.
+//!
+//! **Orderings.** A take is an acquire and pairs with the release of the give (or of the broker's
+//! free) that emptied the word. Nothing depends on the order of two different words, so nothing
+//! here needs sequential consistency.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use crate::broker::memory::{Memory, Rule};
+
+/// Somebody waits at the broker.
+pub(crate) const QUEUED: u64 = 1 << 63;
+/// Only the broker may free or give this word.
+pub(crate) const DUE: u64 = 1 << 62;
+/// The broker is told that the word was freed, or about to be.
+pub(crate) const POKED: u64 = 1 << 61;
+/// The last owner died with it.
+pub(crate) const RECOVERED: u64 = 1 << 60;
+/// What the queue has to do with a word.
+pub(crate) const QUEUE_BITS: u64 = QUEUED | DUE | POKED;
+
+/// The owner of a permit that was taken without a guard, or that does not exist (yet).
+pub(crate) const NOBODY: u32 = u32::MAX;
+
+/// Who has the word; 0 when it is free.
+pub(crate) fn owner(word: u64) -> u32 {
+    word as u32
+}
+
+/// Whether nobody has the word.
+pub(crate) fn is_free(word: u64) -> bool {
+    owner(word) == 0
+}
+
+/// The same word, with nobody having it, and without the mark of a dead owner.
+pub(crate) fn freed(word: u64) -> u64 {
+    word & QUEUE_BITS
+}
+
+/// A word that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Taken {
+    /// Which one.
+    pub(crate) word: usize,
+    /// Its last owner died with it.
+    pub(crate) recovered: bool,
+}
+
+/// What a client has to tell the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Tell {
+    /// Nothing.
+    Nothing,
+    /// A word was freed and somebody waits.
+    Poke,
+    /// This word is to be handed over; it still names its owner.
+    Release,
+}
+
+/// Takes a free word, the first from number `first` on, round the range.
+///
+/// Without effect unless it succeeds.
+#[inline]
+pub(crate) fn take<M: Memory>(
+    memory: &mut M,
+    words: Range<usize>,
+    first: usize,
+    me: u32,
+) -> Result<Option<Taken>, M::Stop> {
+    for i in 0..words.len() {
+        let mut word = words.start + first + i;
+        if word >= words.end {
+            word -= words.len();
+        }
+        let mut seen = memory.load(word)?;
+        while is_free(seen) && (seen & DUE == 0 || memory.breaks(Rule::TakeRespectsDue)) {
+            if memory.breaks(Rule::TakeIsOneStep) {
+                memory.store(word, seen | u64::from(me))?;
+                return Ok(Some(Taken {
+                    word,
+                    recovered: false,
+                }));
+            }
+            match memory.replace(word, seen, seen | u64::from(me), Acquire)? {
+                Ok(before) => {
+                    return Ok(Some(Taken {
+                        word,
+                        recovered: before & RECOVERED != 0,
+                    }));
+                }
+                Err(now) => seen = now,
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Frees a word of ours, unless its hand-over is due.
+#[inline]
+pub(crate) fn give<M: Memory>(memory: &mut M, word: usize, me: u32) -> Result<Tell, M::Stop> {
+    // The common case first: no flags, one exchange.
+    let mut seen = u64::from(me);
+    loop {
+        let due = seen & DUE != 0;
+        if owner(seen) != me {
+            // Only a process that scribbles over the memory could have done this.
+            return Ok(Tell::Nothing);
+        }
+        if due && !memory.breaks(Rule::GiveRespectsDue) {
+            return Ok(Tell::Release);
+        }
+        let queued = seen & QUEUED != 0;
+        let next = if queued {
+            freed(seen) | POKED
+        } else {
+            freed(seen)
+        };
+        if memory.breaks(Rule::GiveIsOneStep) {
+            seen = memory.load(word)?;
+            let queued = seen & QUEUED != 0;
+            memory.store(word, if queued { freed(seen) | POKED } else { 0 })?;
+            return Ok(if queued { Tell::Poke } else { Tell::Nothing });
+        }
+        match memory.replace(word, seen, next, Release)? {
+            Ok(_) if due => return Ok(Tell::Release),
+            Ok(_) if queued && seen & POKED == 0 && !memory.breaks(Rule::GivePokes) => {
+                return Ok(Tell::Poke);
+            }
+            Ok(_) => return Ok(Tell::Nothing),
+            Err(now) => seen = now,
+        }
+    }
+}
+
+/// Makes a word of ours belong to nobody: a permit that is forgotten.
+pub(crate) fn disown<M: Memory>(memory: &mut M, word: usize, me: u32) -> Result<(), M::Stop> {
+    let mut seen = u64::from(me);
+    while owner(seen) == me {
+        let next = seen & !RECOVERED | u64::from(NOBODY);
+        match memory.replace(word, seen, next, Release)? {
+            Ok(_) => return Ok(()),
+            Err(now) => seen = now,
+        }
+    }
+    Ok(())
+}
+
+/// Frees a word that belongs to nobody, if there is one.
+///
+/// `Some(Tell::Release)` asks the broker to do it, as a hand-over is due.
+pub(crate) fn give_nobodys<M: Memory>(
+    memory: &mut M,
+    words: Range<usize>,
+) -> Result<Option<Tell>, M::Stop> {
+    for word in words {
+        let mut seen = memory.load(word)?;
+        while owner(seen) == NOBODY {
+            if seen & DUE != 0 {
+                return Ok(Some(Tell::Release));
+            }
+            let queued = seen & QUEUED != 0;
+            let next = if queued {
+                freed(seen) | POKED
+            } else {
+                freed(seen)
+            };
+            match memory.replace(word, seen, next, Release)? {
+                Ok(_) if queued && seen & POKED == 0 => return Ok(Some(Tell::Poke)),
+                Ok(_) => return Ok(Some(Tell::Nothing)),
+                Err(now) => seen = now,
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// How many words are free. A snapshot.
+pub(crate) fn count_free<M: Memory>(memory: &mut M, words: Range<usize>) -> Result<usize, M::Stop> {
+    let mut n_free = 0;
+    for word in words {
+        n_free += usize::from(is_free(memory.load(word)?));
+    }
+    Ok(n_free)
+}
+
+/// Gives words to `NOBODY` before an object is used: permits that do not exist yet.
+pub(crate) fn withhold<M: Memory>(memory: &mut M, words: Range<usize>) -> Result<(), M::Stop> {
+    for word in words {
+        // Relaxed would do: the object has not been handed to anybody.
+        let _ = memory.replace(word, 0, u64::from(NOBODY), Relaxed)?;
+    }
+    Ok(())
+}
