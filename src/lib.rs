@@ -69,17 +69,22 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tokio-multiprocess works on Linux only");
 
+mod broker;
 pub mod docs;
 mod error;
 pub mod fd;
 pub mod pool;
 mod process;
 mod supervisor;
+pub mod sync;
 #[expect(unsafe_code, reason = "the one place where unsafe code lives")]
 mod sys;
 mod wire;
 
-pub use self::error::{ExitStatus, ForeignFunction, Panic, ProcessError, StartError};
+pub use self::error::{
+    BrokenBarrier, CreatorGone, ExitStatus, ForeignFunction, OverRelease, Panic, ProcessError,
+    StartError, TryLockError,
+};
 pub use self::pool::{Pool, TaskError};
 pub use self::process::entry::init;
 pub use self::process::{

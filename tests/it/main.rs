@@ -7,6 +7,7 @@ mod death;
 mod leaks;
 mod pool;
 mod process;
+mod sync;
 mod tidy;
 
 /// The only clock of the tests: fails what does not come, and never passes by waiting.

@@ -1,0 +1,248 @@
+//! The lock that its owner can take again: a lock, and who shares the guard.
+//!
+//! To the other processes it is a [`Lock`](super::Lock). Here, an ownership is one guard of that lock
+//! which all guards of the same owner share; it ends with the last of them. So the count of
+//! recursion is the count of shares, it lives in the memory of the owning process, and dies with it.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::held::{self, Held};
+use crate::broker::layout::{Kind, Shape};
+use crate::broker::object::{self, Object};
+use crate::error::{CreatorGone, TryLockError};
+
+/// A lock that its owner can take again.
+///
+/// The owner is not a task or thread, as two arms of a `join!` are one task, and code in `block_on`
+/// is none: it is whoever has a guard ([`RLockGuard::again`]), or an explicit [`RLockOwner`].
+///
+/// This is Python's `multiprocessing.RLock`, where the owner is a thread.
+///
+/// # Process death
+///
+/// As for [`Lock`](super::Lock): the next owner gets it and is told.
+///
+/// # Examples
+///
+/// ```
+/// use tokio_multiprocess::sync::RLock;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let lock = RLock::new()?;
+/// let outer = lock.lock().await?;
+/// let inner = outer.again();
+/// assert_eq!(inner.depth(), 2);
+///
+/// drop(outer);
+/// assert!(lock.is_locked());
+/// drop(inner);
+/// assert!(!lock.is_locked());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct RLock {
+    object: Arc<Object>,
+}
+
+/// Somebody who may take an [`RLock`] again while it has it.
+///
+/// Clones are the same owner. It is not bound to one lock.
+#[derive(Clone, Debug, Default)]
+pub struct RLockOwner(Arc<Mutex<Vec<Weak<Share>>>>);
+
+/// What the guards of one owner share; empty while a condition has the lock.
+struct Share(Mutex<Option<Held>>);
+
+impl RLock {
+    /// Makes a lock that is free. This process looks after it.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the system has no memory or descriptors left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            object: Object::create(Shape::Lock { data: 0 })?,
+        })
+    }
+
+    /// Waits until nobody has the lock and takes it, as a new owner.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`CreatorGone`] when the process that made the lock has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// **Cancel safe, but** a dropped wait loses its place in the queue.
+    pub async fn lock(&self) -> Result<RLockGuard, CreatorGone> {
+        Held::lock(&self.object).await.map(RLockGuard::new)
+    }
+
+    /// Takes the lock as `owner`: at once if it has it, else when nobody has it.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`CreatorGone`] when the process that made the lock has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// **Cancel safe, but** a dropped wait loses its place in the queue.
+    pub async fn lock_as(&self, owner: &RLockOwner) -> Result<RLockGuard, CreatorGone> {
+        if let Some(guard) = owner.again(&self.object) {
+            return Ok(guard);
+        }
+        let guard = self.lock().await?;
+        owner.remember(&guard);
+        Ok(guard)
+    }
+
+    /// Takes the lock if nobody has it, as a new owner.
+    ///
+    /// # Errors
+    ///
+    /// [`TryLockError::Busy`] when somebody has it.
+    pub fn try_lock(&self) -> Result<RLockGuard, TryLockError> {
+        Held::try_lock(&self.object).map(RLockGuard::new)
+    }
+
+    /// Takes the lock as `owner`, if it has it or nobody has it.
+    ///
+    /// # Errors
+    ///
+    /// [`TryLockError::Busy`] when somebody else has it.
+    pub fn try_lock_as(&self, owner: &RLockOwner) -> Result<RLockGuard, TryLockError> {
+        if let Some(guard) = owner.again(&self.object) {
+            return Ok(guard);
+        }
+        let guard = self.try_lock()?;
+        owner.remember(&guard);
+        Ok(guard)
+    }
+
+    /// Takes the lock as a new owner, and puts the thread to sleep until it is free.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`CreatorGone`] when the process that made the lock has ended.
+    pub fn blocking_lock(&self) -> Result<RLockGuard, CreatorGone> {
+        Held::lock_blocking(&self.object).map(RLockGuard::new)
+    }
+
+    /// Whether somebody has the lock. A snapshot, good for showing.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        held::is_locked(&self.object)
+    }
+
+    pub(super) fn object(&self) -> &Arc<Object> {
+        &self.object
+    }
+}
+
+impl fmt::Debug for RLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RLock")
+            .field(&format_args!("{}", held::describe(&self.object)))
+            .finish()
+    }
+}
+
+impl Serialize for RLock {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        object::serialize(&self.object, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RLock {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        object::deserialize(deserializer, Kind::Lock).map(|object| Self { object })
+    }
+}
+
+impl RLockOwner {
+    /// An owner of nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn again(&self, object: &Arc<Object>) -> Option<RLockGuard> {
+        let shares = self.shares();
+        let shares = shares.iter().filter_map(Weak::upgrade);
+        let has_it = |share: &Arc<Share>| {
+            share
+                .held()
+                .as_ref()
+                .is_some_and(|held| Arc::ptr_eq(held.object(), object))
+        };
+        shares.into_iter().find(has_it).map(RLockGuard)
+    }
+
+    fn remember(&self, guard: &RLockGuard) {
+        let mut shares = self.shares();
+        shares.retain(|share| share.strong_count() > 0);
+        shares.push(Arc::downgrade(&guard.0));
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Vec<Weak<Share>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Share {
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One level of an owner's hold on an [`RLock`], until it is dropped.
+#[must_use = "dropping the guard gives the lock back at once"]
+pub struct RLockGuard(Arc<Share>);
+
+impl RLockGuard {
+    fn new(held: Held) -> Self {
+        Self(Arc::new(Share(Mutex::new(Some(held)))))
+    }
+
+    /// Takes the lock once more, for the same owner.
+    pub fn again(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+
+    /// How often its owner has taken it.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
+    /// Whether the last owner's process died while it held the lock, see
+    /// [`LockGuard::recovered`](super::LockGuard::recovered).
+    #[must_use]
+    pub fn recovered(&self) -> bool {
+        self.0.held().as_ref().is_some_and(Held::recovered)
+    }
+
+    /// Takes the lock out, for all levels, so that a condition can give it back.
+    pub(super) fn take_held(&self) -> Option<Held> {
+        self.0.held().take()
+    }
+
+    /// Puts the lock back in, for all levels.
+    pub(super) fn put_held(&self, held: Held) {
+        *self.0.held() = Some(held);
+    }
+}
+
+impl fmt::Debug for RLockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RLockGuard")
+            .field("depth", &self.depth())
+            .field("recovered", &self.recovered())
+            .finish()
+    }
+}
