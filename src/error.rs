@@ -289,3 +289,141 @@ pub enum BrokenBarrier {
     #[error(transparent)]
     CreatorGone(#[from] CreatorGone),
 }
+
+/// A value that was not sent, and why.
+///
+/// What it moves, the end of a pipe perhaps, is usable again.
+#[non_exhaustive]
+pub struct SendError<T> {
+    /// The value.
+    pub value: T,
+    /// Why it was not sent.
+    pub failure: SendFailure,
+}
+
+impl<T> SendError<T> {
+    pub(crate) fn new(value: T, failure: SendFailure) -> Self {
+        Self { value, failure }
+    }
+
+    /// The value that was not sent.
+    pub fn into_inner(self) -> T {
+        self.value
+    }
+
+    /// Whether nobody will ever receive by that pipe.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.failure, SendFailure::Closed)
+    }
+
+    /// Whether there is no room now.
+    pub fn is_full(&self) -> bool {
+        matches!(self.failure, SendFailure::Full)
+    }
+}
+
+impl<T> fmt::Debug for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("SendError");
+        debug
+            .field("failure", &self.failure)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Display for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)
+    }
+}
+
+impl<T> std::error::Error for SendError<T> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.failure.source()
+    }
+}
+
+/// Why something was not sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendFailure {
+    /// The other end is gone, or this one was closed.
+    #[error("the pipe is closed")]
+    Closed,
+    /// This end has been sent to another process.
+    #[error("this end of the pipe has been sent to another process")]
+    Moved,
+    /// There is no room now. Only what does not wait fails so.
+    #[error("the pipe is full")]
+    Full,
+    /// The value could not be serialised.
+    #[error("the message cannot be encoded: {0}")]
+    Encode(String),
+    /// The message is longer than the limit of this end.
+    #[error("the message takes {len} bytes, more than the limit of {limit}")]
+    TooLong {
+        /// Bytes that it takes.
+        len: usize,
+        /// Bytes that are allowed.
+        limit: usize,
+    },
+    /// The kernel refused.
+    #[error("cannot send: {0}")]
+    Io(#[source] io::Error),
+}
+
+/// Why nothing was received.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// The other end is gone, and everything that it has sent has been received.
+    #[error("the pipe is closed")]
+    Closed,
+    /// The other end died inside of a message.
+    #[error("the pipe ends inside of a message")]
+    Torn,
+    /// This end has been sent to another process.
+    #[error("this end of the pipe has been sent to another process")]
+    Moved,
+    /// The message is no value of this type. It is lost, the next one can be received.
+    #[error("the message cannot be decoded: {0}")]
+    Decode(String),
+    /// The message is longer than the limit of this end. Receiving again fails again, unless the
+    /// limit is raised.
+    #[error("a message of {len} bytes exceeds the limit of {limit}")]
+    TooLong {
+        /// Bytes that it takes.
+        len: usize,
+        /// Bytes that are allowed.
+        limit: usize,
+    },
+    /// The message brought file descriptors and this process has no room for them. It is lost, the
+    /// next one can be received.
+    #[error("the message is lost, as this process has no room for its file descriptors")]
+    OutOfFds,
+    /// The other end sent what this library never sends. Nothing more can be received.
+    #[error("the other end broke the protocol: {0}")]
+    Protocol(String),
+    /// The kernel refused.
+    #[error("cannot receive: {0}")]
+    Io(#[source] io::Error),
+}
+
+impl RecvError {
+    /// Whether receiving again fails again.
+    pub(crate) fn is_lasting(&self) -> bool {
+        !matches!(self, Self::Decode(_) | Self::OutOfFds)
+    }
+}
+
+/// Why nothing was received at once.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryRecvError {
+    /// There is no message yet.
+    #[error("the pipe is empty")]
+    Empty,
+    /// There will be none.
+    #[error(transparent)]
+    Failed(#[from] RecvError),
+}

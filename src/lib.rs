@@ -73,6 +73,7 @@ mod broker;
 pub mod docs;
 mod error;
 pub mod fd;
+pub mod pipe;
 pub mod pool;
 mod process;
 mod supervisor;
@@ -83,8 +84,9 @@ mod wire;
 
 pub use self::error::{
     BrokenBarrier, CreatorGone, ExitStatus, ForeignFunction, OverRelease, Panic, ProcessError,
-    StartError, TryLockError,
+    RecvError, SendError, SendFailure, StartError, TryLockError, TryRecvError,
 };
+pub use self::pipe::{AsyncPipe, PipeReceiver, PipeSender};
 pub use self::pool::{Pool, TaskError};
 pub use self::process::entry::init;
 pub use self::process::{

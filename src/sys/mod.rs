@@ -21,6 +21,7 @@ pub(crate) mod memfd;
 pub(crate) mod overflow;
 pub(crate) mod pidfd;
 pub(crate) mod pipe;
+pub(crate) mod reactor;
 pub(crate) mod rlimit;
 pub(crate) mod signal;
 pub(crate) mod socket;

@@ -8,9 +8,11 @@
 use std::io::{self, IoSlice};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, getsockopt, recv, send,
     sendmsg, setsockopt, shutdown, socketpair, sockopt,
@@ -211,6 +213,44 @@ fn take_rights(message: &libc::msghdr, fds: &mut Vec<OwnedFd>) {
         }
         // SAFETY: `next` is a header in the control buffer of `message`.
         next = unsafe { libc::CMSG_NXTHDR(message, next) };
+    }
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Bytes or the end can be read.
+    In,
+    /// Bytes can be written, or never again.
+    Out,
+}
+
+/// Sleeps until `fd` is ready.
+pub(crate) fn wait_for(fd: impl AsFd, direction: Direction) -> io::Result<()> {
+    wait_for_any(&[(fd.as_fd(), direction)], None)
+}
+
+/// Sleeps until one of `fds` is ready, at most for `limit`. It may wake up for nothing.
+pub(crate) fn wait_for_any(
+    fds: &[(BorrowedFd<'_>, Direction)],
+    limit: Option<Duration>,
+) -> io::Result<()> {
+    let asked = |&(fd, direction)| {
+        let events = match direction {
+            Direction::In => PollFlags::POLLIN,
+            Direction::Out => PollFlags::POLLOUT,
+        };
+        PollFd::new(fd, events)
+    };
+    let mut asked: Vec<PollFd<'_>> = fds.iter().map(asked).collect();
+    let limit = match limit {
+        Some(limit) => PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX),
+        None => PollTimeout::NONE,
+    };
+    match poll(&mut asked, limit) {
+        // EINTR: the caller looks again, as it does after every return.
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

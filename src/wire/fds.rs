@@ -50,6 +50,11 @@ impl Outgoing {
         self.fds.is_empty() && self.moving.is_empty()
     }
 
+    /// The descriptors that are to be sent beside the value.
+    pub(crate) fn fds(&self) -> &[Arc<OwnedFd>] {
+        &self.fds
+    }
+
     /// The value is certain to be handed over: what it moves is gone from here.
     pub(crate) fn commit(mut self) -> Vec<Arc<OwnedFd>> {
         for moving in mem::take(&mut self.moving) {
@@ -160,7 +165,8 @@ pub(crate) fn decode_with_fds<T: DeserializeOwned>(
     }
 }
 
-const OUTSIDE: &str = "a file descriptor, or a handle that holds one, travels only in what \
+/// Why what holds a descriptor cannot be serialised.
+pub(crate) const OUTSIDE: &str = "a file descriptor, or a handle that holds one, travels only in what \
                        tokio-multiprocess sends: arguments, results and messages";
 
 /// Serialises a descriptor that stays open here.

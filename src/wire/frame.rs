@@ -152,8 +152,9 @@ pub(crate) struct Splitter {
     buffer_len_max: usize,
 }
 
-/// How many bytes are asked for when nothing is known of what comes.
+/// How many bytes are asked for when nothing is known of what comes: at least and at most.
 const CHUNK: usize = 64 << 10;
+const CHUNK_MAX: usize = 4 << 20;
 
 /// A buffer that was made for less than this is not given up.
 const KEPT: usize = 4 * CHUNK;
@@ -181,11 +182,14 @@ impl Splitter {
 
     /// Where to append what is read, and how much to read at most.
     pub(crate) fn room(&mut self) -> (&mut BytesMut, usize) {
-        // A frame whose length is known is read without growing the buffer again and again.
-        let missing = self.current.map_or(0, |header| {
-            (header.len as usize).saturating_sub(self.buffer.len())
-        });
-        let room = missing.max(CHUNK);
+        let room = match self.current {
+            // Read to its end and not beyond, lest the beginning of the next one be moved.
+            Some(header) if header.len as usize >= CHUNK / 4 => {
+                header.len as usize - self.buffer.len()
+            }
+            // Frames tend to be as long as those before, and are best read one by one.
+            _ => (self.recent_len + HEADER_LEN).clamp(CHUNK, CHUNK_MAX),
+        };
         self.buffer_len_max = self.buffer_len_max.max(self.buffer.len() + room);
         (&mut self.buffer, room)
     }
@@ -207,28 +211,45 @@ impl Splitter {
     /// The stream is malformed and cannot be read any further; but after
     /// [`FrameError::FdsLost`] it can.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        let Some(header) = self.whole_frame()? else {
+            return Ok(None);
+        };
+        self.current = None;
+        let len = header.len as usize;
+        let body = self.buffer.split_to(len).freeze();
+        let fds = mem::take(&mut self.claimed);
+        self.forget_large_buffer(len);
+        if mem::take(&mut self.crippled) {
+            return Err(FrameError::FdsLost);
+        }
+        if self.buffer.is_empty() && !self.fds.is_empty() {
+            return Err(FrameError::SurplusFds(self.fds.len()));
+        }
+        Ok(Some(Frame { header, body, fds }))
+    }
+
+    /// Whether [`next_frame`](Self::next_frame) has a frame to give.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn is_frame_ready(&mut self) -> Result<bool, FrameError> {
+        Ok(self.whole_frame()?.is_some())
+    }
+
+    /// The header of the first frame, if all of it has come.
+    fn whole_frame(&mut self) -> Result<Option<Header>, FrameError> {
         loop {
             let Some(header) = self.current_header()? else {
                 return Ok(None);
             };
-            let len = header.len as usize;
-            if self.buffer.len() < len {
+            if self.buffer.len() < header.len as usize {
                 return Ok(None);
             }
+            if header.kind != MORE_FDS {
+                return Ok(Some(header));
+            }
             self.current = None;
-            if header.kind == MORE_FDS {
-                continue;
-            }
-            let body = self.buffer.split_to(len).freeze();
-            let fds = mem::take(&mut self.claimed);
-            self.forget_large_buffer(len);
-            if mem::take(&mut self.crippled) {
-                return Err(FrameError::FdsLost);
-            }
-            if self.buffer.is_empty() && !self.fds.is_empty() {
-                return Err(FrameError::SurplusFds(self.fds.len()));
-            }
-            return Ok(Some(Frame { header, body, fds }));
         }
     }
 

@@ -4,3 +4,4 @@ pub(crate) mod codec;
 pub(crate) mod fds;
 pub(crate) mod frame;
 mod guard;
+pub(crate) mod link;

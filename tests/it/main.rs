@@ -5,6 +5,7 @@ use std::time::Duration;
 mod alone;
 mod death;
 mod leaks;
+mod pipe;
 mod pool;
 mod process;
 mod sync;

@@ -1,0 +1,438 @@
+//! Pipes: whole messages, in order, whatever happens to those who send and receive them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures::{FutureExt, SinkExt, StreamExt};
+use serde::{Deserialize, Serialize};
+use tokio_multiprocess::pipe::{self, DEFAULT_LIMIT};
+use tokio_multiprocess::{AsyncPipe, RecvError, SendFailure, TryRecvError};
+
+use crate::soon;
+
+#[tokio::test]
+async fn a_message_arrives_as_it_was() {
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    enum Message {
+        Nothing,
+        Number(i64),
+        Words(Vec<String>),
+    }
+    let (here, there) = AsyncPipe::<Message, Message>::pair().unwrap();
+    let messages = [
+        Message::Nothing,
+        Message::Number(-7),
+        Message::Words(vec!["one".to_owned(), String::new()]),
+    ];
+
+    for message in &messages {
+        here.send(message.clone()).await.unwrap();
+        there.send(message.clone()).await.unwrap();
+    }
+
+    for message in &messages {
+        assert_eq!(&soon(there.recv()).await.unwrap(), message);
+        assert_eq!(&soon(here.recv()).await.unwrap(), message);
+    }
+}
+
+#[tokio::test]
+async fn empty_messages_are_messages() {
+    let (tx, rx) = pipe::one_way::<()>().unwrap();
+
+    tx.send(()).await.unwrap();
+    tx.send_bytes(b"").await.unwrap();
+    drop(tx);
+
+    soon(rx.readable()).await;
+    soon(rx.readable()).await;
+    rx.recv().await.unwrap();
+    assert_eq!(rx.recv_bytes().await.unwrap(), "");
+    assert!(matches!(rx.recv().await, Err(RecvError::Closed)));
+}
+
+#[tokio::test]
+async fn messages_are_neither_merged_nor_cut() {
+    let (tx, rx) = pipe::one_way::<()>().unwrap();
+    let texts = ["", "a", "", "boundary", &"long ".repeat(100_000), ""];
+    let expected = texts.map(str::to_owned);
+
+    let sender = tokio::spawn(async move {
+        for text in expected {
+            tx.send_bytes(text.as_bytes()).await.unwrap();
+        }
+    });
+
+    for text in texts {
+        assert!(soon(rx.recv_bytes()).await.unwrap() == text.as_bytes());
+    }
+    assert!(matches!(rx.recv_bytes().await, Err(RecvError::Closed)));
+    sender.await.unwrap();
+}
+
+#[tokio::test]
+async fn readable_waits_for_a_whole_message_and_takes_nothing() {
+    let (tx, rx) = pipe::one_way::<u8>().unwrap();
+    assert!(rx.readable().now_or_never().is_none());
+
+    tx.send(1).await.unwrap();
+
+    for _ in 0..3 {
+        soon(rx.readable()).await;
+    }
+    assert_eq!(rx.recv().await.unwrap(), 1);
+    assert!(rx.readable().now_or_never().is_none());
+    drop(tx);
+    soon(rx.readable()).await;
+}
+
+#[tokio::test]
+async fn the_end_comes_behind_the_last_message() {
+    let (tx, rx) = pipe::one_way::<u8>().unwrap();
+
+    tx.feed(1).await.unwrap();
+    tx.send(2).await.unwrap();
+    tx.feed(3).await.unwrap();
+    drop(tx);
+
+    for expected in 1..=3 {
+        assert_eq!(soon(rx.recv()).await.unwrap(), expected);
+    }
+    assert!(matches!(soon(rx.recv()).await, Err(RecvError::Closed)));
+    assert!(matches!(rx.recv().await, Err(RecvError::Closed)));
+}
+
+#[tokio::test]
+async fn a_sender_whose_receiver_is_gone_gets_its_value_back() {
+    let (tx, rx) = pipe::one_way::<String>().unwrap();
+    drop(rx);
+
+    let refused = soon(tx.send("value".to_owned())).await.unwrap_err();
+
+    assert!(refused.is_closed());
+    assert_eq!(refused.to_string(), "the pipe is closed");
+    assert_eq!(refused.into_inner(), "value");
+    assert!(matches!(
+        tx.send_bytes(b"x").await,
+        Err(SendFailure::Closed)
+    ));
+}
+
+#[tokio::test]
+async fn a_sender_that_waits_for_room_learns_that_the_receiver_is_gone() {
+    let (tx, rx) = pipe::one_way::<()>().unwrap();
+    let sender = tokio::spawn(async move { tx.send_bytes(&vec![0; 10 << 20]).await });
+
+    drop(rx);
+
+    assert!(matches!(
+        soon(sender).await.unwrap(),
+        Err(SendFailure::Closed)
+    ));
+}
+
+#[tokio::test]
+async fn try_recv_tells_nothing_yet_from_never() {
+    let (tx, rx) = pipe::one_way::<u8>().unwrap();
+    assert!(matches!(rx.try_recv(), Err(TryRecvError::Empty)));
+
+    tx.try_send(1).unwrap();
+
+    assert_eq!(rx.try_recv().unwrap(), 1);
+    assert!(matches!(rx.try_recv(), Err(TryRecvError::Empty)));
+    drop(tx);
+    assert!(matches!(
+        rx.try_recv(),
+        Err(TryRecvError::Failed(RecvError::Closed))
+    ));
+}
+
+#[tokio::test]
+async fn a_full_pipe_holds_the_sender_back_and_loses_nothing() {
+    let (tx, rx) = pipe::one_way::<u32>().unwrap();
+    let mut n_sent = 0;
+    while let Ok(()) = tx.try_send(n_sent) {
+        n_sent += 1;
+    }
+    assert!(tx.send(n_sent).now_or_never().is_none());
+    assert!(tx.try_send(0).unwrap_err().is_full());
+
+    for expected in 0..n_sent {
+        assert_eq!(soon(rx.recv()).await.unwrap(), expected);
+    }
+    assert!(matches!(rx.try_recv(), Err(TryRecvError::Empty)));
+}
+
+#[tokio::test]
+async fn a_message_beyond_the_limit_is_refused_on_both_sides() {
+    let (tx, rx) = pipe::one_way::<Vec<u64>>().unwrap();
+    assert_eq!((tx.limit(), rx.limit()), (DEFAULT_LIMIT, DEFAULT_LIMIT));
+    tx.set_limit(1000);
+
+    let refused = tx.send(vec![u64::MAX; 1000]).await.unwrap_err();
+    assert!(matches!(
+        refused.failure,
+        SendFailure::TooLong {
+            len: 9003,
+            limit: 1000
+        }
+    ));
+
+    tx.set_limit(10_000);
+    rx.set_limit(9002);
+    tx.send(refused.into_inner()).await.unwrap();
+    for _ in 0..2 {
+        assert!(matches!(
+            soon(rx.recv()).await,
+            Err(RecvError::TooLong {
+                len: 9003,
+                limit: 9002
+            })
+        ));
+    }
+    rx.set_limit(9003);
+    assert_eq!(soon(rx.recv()).await.unwrap().len(), 1000);
+}
+
+#[tokio::test]
+async fn a_value_that_cannot_be_encoded_fails_for_its_sender_alone() {
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Unsized {
+        #[serde(serialize_with = "refuse")]
+        number: u8,
+    }
+    fn refuse<S: serde::Serializer>(number: &u8, s: S) -> Result<S::Ok, S::Error> {
+        match number {
+            0 => Err(serde::ser::Error::custom("zero is not sent")),
+            number => s.serialize_u8(*number),
+        }
+    }
+    let (tx, rx) = pipe::one_way::<Unsized>().unwrap();
+
+    let refused = tx.send(Unsized { number: 0 }).await.unwrap_err();
+    tx.send(Unsized { number: 1 }).await.unwrap();
+
+    assert_eq!(
+        refused.to_string(),
+        "the message cannot be encoded: zero is not sent"
+    );
+    assert_eq!(soon(rx.recv()).await.unwrap().number, 1);
+}
+
+#[tokio::test]
+async fn a_message_that_is_no_such_value_is_lost_and_the_next_one_comes() {
+    let (tx, rx) = pipe::one_way::<(bool, String)>().unwrap();
+    tx.send_bytes(&[7]).await.unwrap();
+    tx.send((true, "next".to_owned())).await.unwrap();
+    tx.send((false, "last".to_owned())).await.unwrap();
+
+    assert!(matches!(soon(rx.recv()).await, Err(RecvError::Decode(_))));
+    assert!(soon(rx.recv()).await.unwrap().0);
+    assert!(matches!(
+        soon(rx.recv_bytes()).await,
+        Err(RecvError::Decode(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_stream_and_a_sink_carry_many_messages() {
+    let (mut here, there) = AsyncPipe::<u32, u32>::pair().unwrap();
+    let doubled = tokio::spawn(async move {
+        let (mut tx, rx) = there.split();
+        let mut doubled = rx.map(|number| Ok(number.unwrap() * 2));
+        tx.send_all(&mut doubled).await.unwrap();
+    });
+
+    for number in 0..10_000 {
+        SinkExt::feed(&mut here, number).await.unwrap();
+    }
+    SinkExt::<u32>::close(&mut here).await.unwrap();
+
+    let received: Vec<u32> = soon((&mut here).map(Result::unwrap).collect()).await;
+    assert!(received.iter().copied().eq((0..10_000).map(|x| 2 * x)));
+    assert!(here.next().await.is_none());
+    doubled.await.unwrap();
+}
+
+#[tokio::test]
+async fn each_half_ends_by_itself() {
+    let (here, there) = AsyncPipe::<u8, u8>::pair().unwrap();
+    let (tx, rx) = here.split();
+
+    drop(tx);
+    assert!(matches!(soon(there.recv()).await, Err(RecvError::Closed)));
+    there.send(1).await.unwrap();
+    assert_eq!(soon(rx.recv()).await.unwrap(), 1);
+
+    drop(rx);
+    assert!(there.send(2).await.unwrap_err().is_closed());
+}
+
+#[test]
+fn threads_without_a_runtime_can_send_and_receive() {
+    let (here, there) = AsyncPipe::<Vec<u8>, usize>::pair().unwrap();
+    let answers = std::thread::spawn(move || {
+        while let Ok(bytes) = there.blocking_recv() {
+            there.blocking_send(bytes.len()).unwrap();
+        }
+        there.blocking_send_bytes(&[7; 3 << 20]).unwrap();
+    });
+
+    for len in [0, 1, 1 << 16, 3 << 20] {
+        here.blocking_send(vec![0; len]).unwrap();
+        assert_eq!(here.blocking_recv().unwrap(), len);
+    }
+    let (tx, rx) = here.split();
+    drop(tx);
+    assert_eq!(rx.blocking_recv_bytes().unwrap(), vec![7; 3 << 20]);
+    assert!(matches!(rx.blocking_recv_bytes(), Err(RecvError::Closed)));
+    answers.join().unwrap();
+}
+
+#[test]
+fn an_end_works_in_every_runtime_and_after_one_was_dropped() {
+    let (here, there) = AsyncPipe::<u32, u32>::pair().unwrap();
+    for round in 0..4 {
+        let mut builder = match round % 2 {
+            0 => tokio::runtime::Builder::new_current_thread(),
+            _ => tokio::runtime::Builder::new_multi_thread(),
+        };
+        let runtime = builder.enable_all().build().unwrap();
+        runtime.block_on(async {
+            // Registered, and cut off in the middle.
+            assert!(here.recv().now_or_never().is_none());
+            assert!(there.recv().now_or_never().is_none());
+            let (sent, received) =
+                soon(async { tokio::join!(there.send(round), here.recv()) }).await;
+            sent.unwrap();
+            assert_eq!(received.unwrap(), round);
+        });
+    }
+}
+
+#[test]
+fn a_receiver_in_one_runtime_and_a_sender_in_another_share_an_end() {
+    let (here, there) = AsyncPipe::<u32, u32>::pair().unwrap();
+    let (here, echo) = (std::sync::Arc::new(here), std::sync::Arc::new(there));
+    let run = |future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            runtime.block_on(soon(future));
+        })
+    };
+    let sender = here.clone();
+    let threads = [
+        run(Box::pin(async move {
+            for number in 0..1000 {
+                sender.send(number).await.unwrap();
+            }
+        })),
+        run(Box::pin(async move {
+            for number in 0..1000 {
+                assert_eq!(here.recv().await.unwrap(), number);
+            }
+        })),
+        run(Box::pin(async move {
+            for _ in 0..1000 {
+                echo.send(echo.recv().await.unwrap()).await.unwrap();
+            }
+        })),
+    ];
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_concurrent_senders_are_neither_torn_nor_mixed() {
+    const N_SENDERS: u64 = 16;
+    const N_EACH: u64 = 60;
+    /// Starts with its sender and number, and the rest tells them again and again.
+    fn message(sender: u64, number: u64, len: usize) -> Vec<u8> {
+        let mark = [sender as u8, number as u8];
+        mark.repeat(1 + len / 2)
+    }
+    let (tx, rx) = pipe::one_way::<()>().unwrap();
+    let tx = std::sync::Arc::new(tx);
+    for sender in 0..N_SENDERS {
+        let tx = tx.clone();
+        tokio::spawn(async move {
+            let mut random = Random(sender + 1);
+            for number in 0..N_EACH {
+                let len = match number % 6 {
+                    0 => random.below(1 << 20),
+                    1 => random.below(1 << 16),
+                    _ => random.below(300),
+                };
+                let bytes = message(sender, number, len);
+                tx.send_bytes(&bytes).await.unwrap();
+            }
+        });
+    }
+    drop(tx);
+
+    let mut next = HashMap::new();
+    let limit = tokio::time::Instant::now() + Duration::from_secs(60);
+    for _ in 0..N_SENDERS * N_EACH {
+        let received = tokio::time::timeout_at(limit, rx.recv_bytes());
+        let bytes = received.await.unwrap().unwrap();
+        let (sender, number) = (bytes[0], bytes[1]);
+        let expected = next.entry(sender).or_insert(0);
+        assert_eq!(number, *expected);
+        *expected += 1;
+        assert!(bytes.chunks(2).all(|mark| mark == [sender, number]));
+    }
+    assert!(matches!(soon(rx.recv()).await, Err(RecvError::Closed)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_receivers_share_the_messages() {
+    let (tx, rx) = pipe::one_way::<u32>().unwrap();
+    let rx = std::sync::Arc::new(rx);
+    let receivers: Vec<_> = (0..8)
+        .map(|_| {
+            let rx = rx.clone();
+            tokio::spawn(async move {
+                let mut received = Vec::new();
+                while let Ok(number) = rx.recv().await {
+                    received.push(number);
+                }
+                received
+            })
+        })
+        .collect();
+
+    for number in 0..10_000 {
+        tx.feed(number).await.unwrap();
+        if number % 97 == 0 {
+            tx.flush().await.unwrap();
+        }
+    }
+    drop(tx);
+
+    let mut all = Vec::new();
+    for receiver in receivers {
+        let received = soon(receiver).await.unwrap();
+        assert!(received.is_sorted());
+        all.extend(received);
+    }
+    all.sort_unstable();
+    assert!(all.into_iter().eq(0..10_000));
+}
+
+/// A sequence that is the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
