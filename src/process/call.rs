@@ -9,14 +9,14 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::entry::{Child, PANICKED};
+use super::entry::{Child, LEFTOVERS_MAX, PANICKED};
 use super::function::{Argument, Failure, Function, Later, Ran};
 use super::start::frames::{self, FAILED, RESULT};
 use crate::error::{Panic, ProcessError};
 use crate::sys::exit;
-use crate::wire::codec;
 use crate::wire::fds::{self, Outgoing};
 use crate::wire::frame::Frame;
+use crate::wire::{codec, link};
 
 /// What [`FAILED`] frames say in `aux`.
 const BAD_ARGUMENT: u64 = 1;
@@ -98,6 +98,7 @@ fn leave(child: &Child, outcome: Encoded) {
         }
         Err(failure) => {
             let sent = send_failure(child, &failure);
+            link::wait_for_leftovers(LEFTOVERS_MAX);
             exit::flush_streams();
             sent.and_then(|()| exit::immediately(PANICKED))
         }

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -30,8 +31,8 @@ use crate::error::Panic;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{self, Wait};
 use crate::sys::{child_setup, entry_hook, environment, exit, image, overflow, rlimit, signal};
-use crate::wire::codec;
 use crate::wire::frame::{Frame, HEADER_LEN, Header, MORE_FDS};
+use crate::wire::{codec, link};
 
 /// The variable that marks a child; its value tells which kind.
 pub(super) const MARKER: &str = concat!(
@@ -252,6 +253,10 @@ fn receive_until(
     Ok(())
 }
 
+/// How long a process whose function has returned waits until its pipes have sent what they have
+/// accepted. A parent that awaits its end before it reads must not wait for ever.
+pub(super) const LEFTOVERS_MAX: Duration = Duration::from_secs(1);
+
 /// Runs the main function on a thread of its own; this thread watches.
 fn run_main(begin: Begin, child: Child) -> ! {
     child_setup::set_name(&begin.name);
@@ -262,6 +267,7 @@ fn run_main(begin: Begin, child: Child) -> ! {
         // Without a handler an overflow is a plain SIGSEGV.
         let _ = overflow::report_in_this_thread(&thread_name);
         (begin.main)(child);
+        link::wait_for_leftovers(LEFTOVERS_MAX);
         exit::flush_streams();
         std::process::exit(0)
     };
@@ -293,6 +299,7 @@ pub(super) fn run_forked(
     };
     let main = move || {
         main(child);
+        link::wait_for_leftovers(LEFTOVERS_MAX);
         exit::flush_streams();
         exit::immediately(0)
     };
