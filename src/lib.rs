@@ -76,6 +76,7 @@ pub mod fd;
 pub mod pipe;
 pub mod pool;
 mod process;
+pub mod shared;
 mod supervisor;
 pub mod sync;
 #[expect(unsafe_code, reason = "the one place where unsafe code lives")]

@@ -5,6 +5,8 @@ use std::hint;
 use std::mem;
 use std::sync::Arc;
 
+use bytemuck::Pod;
+
 use crate::broker::layout::LOCK;
 use crate::broker::memory::{Answer, Memory};
 use crate::broker::message::Says;
@@ -79,6 +81,22 @@ impl Held {
     /// The lock's object.
     pub(crate) fn object(&self) -> &Arc<Object> {
         &self.object
+    }
+
+    /// Asserts that this is no copy in a forked child, which must not touch what the lock protects.
+    pub(crate) fn assert_ours(&self) {
+        let ours = self.epoch == fork_epoch::current();
+        assert!(
+            ours,
+            "a guard was used in a process forked off the one that has it"
+        );
+    }
+
+    /// Plain values behind the lock.
+    pub(crate) fn values_mut<T: Pod>(&mut self, offset: usize, len: usize) -> &mut [T] {
+        let Self { object, epoch, .. } = self;
+        // The turn is ours; the borrow of a field of this guard stands for it.
+        object.region().values_mut(offset, len, epoch)
     }
 
     /// The lock belongs to nobody in particular from now on.

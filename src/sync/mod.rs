@@ -32,5 +32,8 @@ pub use self::lock::{Lock, LockGuard, LockGuardRef};
 pub use self::rlock::{RLock, RLockGuard, RLockOwner};
 pub use self::semaphore::{BoundedSemaphore, Permit, Semaphore};
 
+pub(crate) use self::condition::sealed;
+pub(crate) use self::held::Held;
+
 /// Why a lock could not be taken.
 pub type LockError = crate::error::CreatorGone;

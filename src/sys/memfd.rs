@@ -8,8 +8,9 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
+use bytemuck::Pod;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -96,6 +97,52 @@ impl Region {
         let word = self.place(offset, 4, 4).cast::<u32>();
         // SAFETY: as in `word64`; every bit pattern is a `u32`.
         unsafe { AtomicU32::from_ptr(word.as_ptr()) }
+    }
+
+    /// The half of a half word at `offset`, aligned.
+    pub(crate) fn word16(&self, offset: usize) -> &AtomicU16 {
+        let word = self.place(offset, 2, 2).cast::<u16>();
+        // SAFETY: as in `word64`; every bit pattern is a `u16`.
+        unsafe { AtomicU16::from_ptr(word.as_ptr()) }
+    }
+
+    /// The byte at `offset`.
+    pub(crate) fn word8(&self, offset: usize) -> &AtomicU8 {
+        let word = self.place(offset, 1, 1);
+        // SAFETY: as in `word64`; every bit pattern is a `u8`.
+        unsafe { AtomicU8::from_ptr(word.as_ptr()) }
+    }
+
+    /// The address of `len` plain values at `offset`, for whoever answers for the access.
+    pub(crate) fn address<T: Pod>(&self, offset: usize, len: usize) -> *mut T {
+        let bytes = len.checked_mul(size_of::<T>());
+        let bytes = bytes.expect("so many values do not fit into memory");
+        self.place(offset, bytes, align_of::<T>()).cast().as_ptr()
+    }
+
+    /// Reads `len` plain values at `offset`, whose turn the caller has: it holds the lock that all
+    /// processes take before they touch these bytes, for as long as it uses the slice.
+    pub(crate) fn values<T: Pod>(&self, offset: usize, len: usize) -> &[T] {
+        let values = self.address::<T>(offset, len);
+        // SAFETY:
+        // - inside the mapping and aligned, as `address` asserts; live as long as `self`;
+        // - initialised: a memfd starts as zeros, and every bit pattern is a `Pod`;
+        // - nobody writes meanwhile: the caller has the turn, and all who write take it first.
+        unsafe { std::slice::from_raw_parts(values, len) }
+    }
+
+    /// As [`values`](Self::values), for writing. `turn` is what gives the turn, borrowed as long as
+    /// the slice lives, so that it gives out one slice at a time.
+    pub(crate) fn values_mut<'a, T: Pod, Turn: ?Sized>(
+        &'a self,
+        offset: usize,
+        len: usize,
+        _turn: &'a mut Turn,
+    ) -> &'a mut [T] {
+        let values = self.address::<T>(offset, len);
+        // SAFETY: as in `values`; and no other slice of these bytes is alive, as each is borrowed
+        // from the one turn that there is.
+        unsafe { std::slice::from_raw_parts_mut(values, len) }
     }
 
     /// Copies `bytes` to `offset`. Nobody may read there until a word says so.

@@ -23,6 +23,7 @@ pub(crate) mod pidfd;
 pub(crate) mod pipe;
 pub(crate) mod reactor;
 pub(crate) mod rlimit;
+pub(crate) mod sealed;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod tasks;

@@ -8,6 +8,7 @@ mod leaks;
 mod pipe;
 mod pool;
 mod process;
+mod shared;
 mod sync;
 mod tidy;
 
