@@ -1,0 +1,4 @@
+//! The library at the work that is measured, called as a user would call it.
+
+pub(crate) mod launch;
+pub(crate) mod pool;

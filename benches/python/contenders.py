@@ -1,0 +1,88 @@
+"""Python's multiprocessing at the work of `cargo bench`: prints one figure.
+
+process METHOD N       microseconds to start a process, get a number back and join it
+map WORKERS TASKS      nanoseconds a task of Pool.map with its default chunks
+imap_unordered WORKERS TASKS
+                       nanoseconds a task of Pool.imap_unordered, one task a chunk
+apply CALLS            microseconds of one Pool.apply to an idle pool
+pss METHOD WORKERS     KiB of memory that an idle worker has for itself
+"""
+
+import multiprocessing as mp
+import os
+import statistics
+import sys
+import time
+
+
+def work(x):
+    return x + 1
+
+
+def answer(connection, x):
+    connection.send(x + 1)
+
+
+def process(method, n):
+    context = mp.get_context(method)
+    samples = []
+    for _ in range(int(n) + 2):
+        begun = time.perf_counter()
+        ours, childs = context.Pipe()
+        child = context.Process(target=answer, args=(childs, 41))
+        child.start()
+        assert ours.recv() == 42
+        child.join()
+        samples.append(time.perf_counter() - begun)
+    return statistics.median(samples[2:]) * 1e6
+
+
+def up(pool, workers):
+    pool.map(work, range(workers * 4), chunksize=1)
+
+
+def per_task(workers, tasks, take):
+    with mp.Pool(int(workers)) as pool:
+        up(pool, int(workers))
+        begun = time.perf_counter()
+        total = take(pool, range(int(tasks)))
+        elapsed = time.perf_counter() - begun
+    assert total == sum(range(1, int(tasks) + 1))
+    return elapsed / int(tasks) * 1e9
+
+
+def map(workers, tasks):
+    return per_task(workers, tasks, lambda pool, items: sum(pool.map(work, items)))
+
+
+def imap_unordered(workers, tasks):
+    return per_task(workers, tasks, lambda pool, items: sum(pool.imap_unordered(work, items)))
+
+
+def apply(calls):
+    with mp.Pool(2) as pool:
+        up(pool, 2)
+        samples = []
+        for _ in range(int(calls)):
+            begun = time.perf_counter()
+            assert pool.apply(work, (7,)) == 8
+            samples.append(time.perf_counter() - begun)
+    return statistics.median(samples) * 1e6
+
+
+def pss_kib(pid):
+    with open(f"/proc/{pid}/smaps_rollup") as rollup:
+        return next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+
+
+def pss(method, workers):
+    context = mp.get_context(method)
+    with context.Pool(int(workers)) as pool:
+        up(pool, int(workers))
+        pids = [child.pid for child in mp.active_children()]
+        assert len(pids) == int(workers) and os.getpid() not in pids
+        return statistics.mean([pss_kib(pid) for pid in pids])
+
+
+if __name__ == "__main__":
+    print(globals()[sys.argv[1]](*sys.argv[2:]))
