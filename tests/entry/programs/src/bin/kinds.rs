@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use tokio_multiprocess::{Process, StartMethod};
+use tokio_multiprocess::{Pool, Process, StartMethod};
 
 fn square(x: u64) -> u64 {
     x * x
@@ -55,4 +55,9 @@ async fn all_by(method: StartMethod) {
     assert_child!(later, 12, 13);
     assert_child!(|x: u64| x + 2, 13, 15);
     assert_child!(|x: u64| async move { later(x).await }, 14, 15);
+
+    let builder = Pool::builder().processes(2).start_method(method);
+    let pool = builder.build().await.unwrap();
+    assert_eq!(pool.map(square, 0..4).await.unwrap(), [0, 1, 4, 9]);
+    pool.close().await.unwrap();
 }
