@@ -95,3 +95,8 @@ pub use self::process::{
     StartMethod, Stdio, active_children, cpu_count, current_process, parent_process,
     set_start_method, start_method,
 };
+
+/// The readme's program is tried like any example here.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
