@@ -44,9 +44,12 @@ const MEMORY_CHECK: Duration = Duration::from_millis(20);
 
 /// The main function of a worker's process.
 pub(crate) fn main(child: Child) {
-    if let Err(error) = serve(child) {
-        // The pool is gone or does not speak the protocol; either way nobody is left to serve.
-        eprintln!("a pool's worker ends: {error}");
+    let gone = [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe];
+    match serve(child) {
+        Ok(()) => (),
+        // The pool is gone; this process follows in a moment.
+        Err(error) if gone.contains(&error.kind()) => (),
+        Err(error) => eprintln!("a pool's worker ends: {error}"),
     }
 }
 
