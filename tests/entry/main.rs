@@ -118,6 +118,14 @@ fn constructors_behind_ours_have_run_before_user_code() {
     print!("{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// Where a library starts threads before `main`, the default method falls back and says so once.
+#[test]
+fn a_program_that_cannot_be_copied_spawns_unless_told_to_fork() {
+    let output = run(&DEBUG.program("threaded"), &[]);
+    let expected = "1 warning\nForkServerHasThreads { threads: [\"library's\"] }\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
 #[test]
 fn a_program_whose_file_was_deleted_starts_children() {
     let program = another_name(&DEBUG.program("replaced"), "deleted");
