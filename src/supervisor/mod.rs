@@ -36,7 +36,6 @@ pub(crate) use self::child::{
 use self::child::{Child, Part};
 pub(crate) use self::guardian::Word;
 use self::stderr::Forward;
-pub(crate) use self::timer::TimerId;
 use self::timer::Timers;
 pub(crate) use self::watch::{Watch, watch};
 use crate::sys::epoll::{Epoll, Interest};
@@ -113,17 +112,10 @@ pub(crate) fn forget_inherited() {
     }
 }
 
-/// Runs `job` on the supervisor's thread once `delay` has passed, unless it is cancelled.
-pub(crate) fn after(delay: Duration, job: impl FnOnce() + Send + 'static) -> io::Result<TimerId> {
-    Ok(get()?.at(Instant::now() + delay, Box::new(job)))
-}
-
-/// Takes back what [`after`] was given; nothing happens if it has run.
-pub(crate) fn cancel(timer: TimerId) {
-    if let Some(supervisor) = running() {
-        let job = supervisor.table().timers.remove(timer);
-        drop(job);
-    }
+/// Runs `job` on the supervisor's thread once `delay` has passed.
+pub(crate) fn after(delay: Duration, job: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    get()?.at(Instant::now() + delay, Box::new(job));
+    Ok(())
 }
 
 impl Supervisor {
@@ -198,13 +190,12 @@ impl Supervisor {
         self.affinity.get()
     }
 
-    fn at(&self, time: Instant, job: Job) -> TimerId {
+    fn at(&self, time: Instant, job: Job) {
         let id = timer::next_id();
         let ring = self.table().timers.insert(id, time, job);
         if ring {
             self.doorbell.raise();
         }
-        id
     }
 
     fn run(&'static self) {

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, getsockopt, recv, send,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, getsockopt, send,
     sendmsg, setsockopt, shutdown, socketpair, sockopt,
 };
 
@@ -120,18 +120,6 @@ pub(crate) fn send_all(fd: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
         bytes = &bytes[sent..];
     }
     Ok(())
-}
-
-/// Reads what is there into `buffer`, for streams that never carry descriptors.
-///
-/// A descriptor that comes all the same is closed by the kernel, as there is no room for it.
-pub(crate) fn recv_bytes(fd: impl AsFd, buffer: &mut [u8], wait: Wait) -> io::Result<usize> {
-    loop {
-        match recv(fd.as_fd().as_raw_fd(), buffer, wait.flags()) {
-            Err(Errno::EINTR) => (),
-            result => return Ok(result?),
-        }
-    }
 }
 
 /// Appends at most `max` bytes of what is there to `buffer`, and the descriptors that came along
