@@ -4,6 +4,7 @@ use std::time::Duration;
 
 mod alone;
 mod death;
+mod fds;
 mod leaks;
 mod pipe;
 mod pool;
