@@ -1,7 +1,9 @@
 //! Pipes: whole messages, in order, whatever happens to those who send and receive them.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use futures::{FutureExt, SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
@@ -313,7 +315,7 @@ fn an_end_works_in_every_runtime_and_after_one_was_dropped() {
 #[test]
 fn a_receiver_in_one_runtime_and_a_sender_in_another_share_an_end() {
     let (here, there) = AsyncPipe::<u32, u32>::pair().unwrap();
-    let (here, echo) = (std::sync::Arc::new(here), std::sync::Arc::new(there));
+    let (here, echo) = (Arc::new(here), Arc::new(there));
     let run = |future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread();
@@ -354,7 +356,7 @@ async fn messages_of_concurrent_senders_are_neither_torn_nor_mixed() {
         mark.repeat(1 + len / 2)
     }
     let (tx, rx) = pipe::one_way::<()>().unwrap();
-    let tx = std::sync::Arc::new(tx);
+    let tx = Arc::new(tx);
     for sender in 0..N_SENDERS {
         let tx = tx.clone();
         tokio::spawn(async move {
@@ -389,7 +391,7 @@ async fn messages_of_concurrent_senders_are_neither_torn_nor_mixed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_receivers_share_the_messages() {
     let (tx, rx) = pipe::one_way::<u32>().unwrap();
-    let rx = std::sync::Arc::new(rx);
+    let rx = Arc::new(rx);
     let receivers: Vec<_> = (0..8)
         .map(|_| {
             let rx = rx.clone();
@@ -419,6 +421,117 @@ async fn concurrent_receivers_share_the_messages() {
     }
     all.sort_unstable();
     assert!(all.into_iter().eq(0..10_000));
+}
+
+/// How many sending futures the storm drops. A longer one: `STORM=100000`.
+fn storm_size() -> usize {
+    let size = std::env::var("STORM");
+    size.map_or(5_000, |size| size.parse().unwrap())
+}
+
+/// A message whose length, at most `len_max`, and content follow from its number.
+fn numbered(number: u32, len_max: usize) -> Vec<u8> {
+    let mut random = Random(u64::from(number) + 1);
+    let len = match random.below(50) {
+        0 => random.below(len_max),
+        _ => random.below(len_max / 200),
+    };
+    let mut message = number.to_le_bytes().to_vec();
+    message.resize(4 + len, number as u8);
+    message
+}
+
+/// Polls a future at most `n_polls` times, and drops it.
+async fn poll_some<F: Future>(future: F, n_polls: usize) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    for _ in 0..n_polls {
+        if let Poll::Ready(output) = futures::poll!(&mut future) {
+            return Some(output);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
+async fn storm(is_raw: bool) {
+    let size = storm_size();
+    // Values are serialised byte by byte.
+    let len_max = if is_raw { 1 << 20 } else { 1 << 16 };
+    let (tx, rx) = pipe::one_way::<Vec<u8>>().unwrap();
+    let begun = Instant::now();
+    let sender = tokio::spawn(async move {
+        let mut random = Random(1);
+        let mut sent = Vec::new();
+        let mut n_dropped = 0;
+        for number in 0.. {
+            if n_dropped == size {
+                break;
+            }
+            let message = numbered(number, len_max);
+            let n_polls = random.below(4);
+            let ended = match is_raw {
+                true => poll_some(tx.send_bytes(&message), n_polls).await.is_some(),
+                false => poll_some(tx.send(message), n_polls).await.is_some(),
+            };
+            match ended {
+                true => sent.push(number),
+                false => n_dropped += 1,
+            }
+        }
+        sent
+    });
+
+    let mut random = Random(2);
+    let mut received = Vec::new();
+    let mut n_dropped = 0;
+    loop {
+        let n_polls = random.below(4);
+        let message = match is_raw {
+            true => poll_some(rx.recv_bytes(), n_polls).await,
+            false => poll_some(rx.recv(), n_polls)
+                .await
+                .map(|m| m.map(Into::into)),
+        };
+        match message {
+            Some(Ok(message)) => {
+                let number = u32::from_le_bytes(*message.first_chunk().unwrap());
+                assert!(
+                    message == numbered(number, len_max),
+                    "{number} is not whole"
+                );
+                received.push(number);
+            }
+            Some(Err(RecvError::Closed)) => break,
+            Some(Err(error)) => panic!("{error}"),
+            None => n_dropped += 1,
+        }
+    }
+
+    // In order and none twice; and none is missing of which the sender knows that it was sent.
+    assert!(received.is_sorted_by(|a, b| a < b));
+    let sent = soon(sender).await.unwrap();
+    let mut certain = sent.iter().peekable();
+    received
+        .iter()
+        .for_each(|number| _ = certain.next_if_eq(&number));
+    assert_eq!(certain.next(), None);
+    println!(
+        "{} messages arrived, {} of them from futures that completed; {size} futures that send and \
+         {n_dropped} that receive were dropped; {:?}",
+        received.len(),
+        sent.len(),
+        begun.elapsed(),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn futures_dropped_at_any_poll_lose_and_double_no_value() {
+    storm(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn futures_dropped_at_any_poll_lose_and_double_no_bytes() {
+    storm(true).await;
 }
 
 /// A sequence that is the same in every run.
