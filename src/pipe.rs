@@ -14,9 +14,9 @@
 //!
 //! # Waiting for one of several
 //!
-//! What Python's `multiprocessing.connection.wait` does is [`tokio::select!`] over `recv` of
-//! several pipes, as every `recv` is cancel safe; or, for many, a `select_all` of the
-//! receivers, which are streams.
+//! What Python's `multiprocessing.connection.wait` does is [`tokio::select!`] over the `recv` of
+//! several pipes, as every `recv` is cancel safe; or, for many, a `select_all` of the receivers,
+//! which are streams. See [`docs::waiting`](crate::docs::waiting).
 
 use std::fmt;
 use std::io;

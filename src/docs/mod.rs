@@ -5,3 +5,6 @@ pub mod start_methods {}
 
 #[doc = include_str!("values.md")]
 pub mod values {}
+
+#[doc = include_str!("waiting.md")]
+pub mod waiting {}
