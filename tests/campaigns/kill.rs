@@ -109,7 +109,7 @@ fn run(method: Method, plan: &mut Plan) -> String {
     runtime().block_on(async {
         // What the library starts once and keeps is counted before, not after.
         warm_up(method).await;
-        let before = Census::take();
+        let before = Census::take_at_rest();
 
         let pool = method
             .pool()

@@ -63,7 +63,7 @@ fn cycles(method: Method, plan: &mut Plan) -> String {
         for x in 0..30 {
             cycle(method, x).await;
         }
-        let before = Census::take();
+        let before = Census::take_at_rest();
         let kib_before = private_kib();
         let started = Instant::now();
         for x in 0..n_cycles as u64 {
@@ -101,7 +101,7 @@ fn pools(plan: &mut Plan) -> String {
         for method in Method::ALL {
             pool_ends(method).await;
         }
-        let before = Census::take();
+        let before = Census::take_at_rest();
         for _ in 0..n_rounds {
             for method in Method::ALL {
                 pool_ends(method).await;
@@ -139,7 +139,7 @@ fn many_workers() -> String {
         let small = Pool::new(1).await.expect("a pool");
         small.map(add_one, 0..10).await.expect("results");
         small.close().await.expect("a clean end");
-        let before = Census::take();
+        let before = Census::take_at_rest();
         let pool = Pool::new(WORKERS).await.expect("a pool");
         let results = pool
             .map_chunked(add_one, 0..10_000, 1)

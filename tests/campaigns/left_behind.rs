@@ -144,19 +144,28 @@ fn applied(method: Method, state: State, patience: Option<Duration>) -> Death {
     application.kill().expect("a kill");
     let killed = Instant::now();
     application.wait().expect("its end");
-    loop {
+    let mut late = Vec::new();
+    let survived = loop {
         reap_orphans(own);
         let left = descendants_of(own);
+        let elapsed = killed.elapsed();
         if left.is_empty() {
-            break;
+            break elapsed;
         }
+        if elapsed > SURVIVAL_MAX && late.is_empty() {
+            late = left;
+        }
+        // Whether they are late or there for ever is worth knowing.
         assert!(
-            killed.elapsed() < SURVIVAL_MAX,
-            "{method:?}, {state:?}: survivors {left:#?}"
+            elapsed < 10 * SURVIVAL_MAX,
+            "{method:?}, {state:?}: there for ever: {late:#?}"
         );
         thread::sleep(Duration::from_micros(200));
-    }
-    let survived = killed.elapsed();
+    };
+    assert!(
+        late.is_empty(),
+        "{method:?}, {state:?}: gone after {survived:?} only: {late:#?}"
+    );
     let up_after = up.join().expect("no panic");
     Death {
         up_after,

@@ -25,6 +25,19 @@ struct Child {
 }
 
 impl Census {
+    /// Counts, once all who have ended are reaped.
+    pub(crate) fn take_at_rest() -> Self {
+        let deadline = Instant::now() + SETTLE_MAX;
+        loop {
+            let now = Self::take();
+            if now.zombies == 0 {
+                return now;
+            }
+            assert!(Instant::now() < deadline, "nobody reaps: {now:#?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Counts.
     pub(crate) fn take() -> Self {
         let own = std::process::id();
