@@ -77,7 +77,10 @@ pub(crate) fn fork(
         } else {
             refuse_other_threads(caller, supervisor.thread_id())
         };
-        let made = made.and_then(|()| make(supervisor, prepared, frame_limit, attendant, main));
+        let made = made.and_then(|()| {
+            forkserver::guard_first();
+            make(supervisor, prepared, frame_limit, attendant, main)
+        });
         // The caller waits for this without a limit.
         let _ = done.send(made);
     });
@@ -89,7 +92,6 @@ pub(crate) fn fork(
             ));
         }
     };
-    forkserver::guard();
     let born = Ready {
         pid,
         pidfd,

@@ -59,8 +59,22 @@ pub(super) fn forget_inherited() {
 }
 
 /// Starts the helper if there is none, so that somebody guards the processes of this one.
-pub(super) fn guard() {
+fn guard() {
     drop(current());
+}
+
+/// Starts the helper at once if there is none, on the supervisor's thread.
+///
+/// A process that does not come from the helper is made after this: so there is no moment at which
+/// it could have made others and nobody knew of it.
+pub(super) fn guard_first() {
+    let mut state = state();
+    if let State::Absent = *state {
+        let (sender, receiver) = watch::channel(None);
+        *state = State::Starting(receiver);
+        drop(state);
+        begin(sender);
+    }
 }
 
 /// The fork server, started if need be. Nothing if it cannot fork and none was asked for
@@ -138,7 +152,7 @@ fn begin(sender: watch::Sender<Option<Answer>>) {
         let since = Instant::now();
         let listener = HelperListener {
             sender: sender.clone(),
-            requests,
+            requests: Arc::clone(&requests),
             snapshot: Some(snapshot),
             since,
         };
@@ -150,7 +164,9 @@ fn begin(sender: watch::Sender<Option<Answer>>) {
             stderr: None,
             begun_within: BEGUN_WITHIN,
             listener: Box::new(listener),
-        })
+        })?;
+        supervisor.guardian.attach(requests);
+        Ok(())
     });
     if let Err(error) = started {
         give_up(&sender, &error);
@@ -216,7 +232,7 @@ pub(super) async fn start(
 /// Sends the request. Many at once fill the socket, of which the helper takes one in 0.1 ms.
 async fn request(server: &Server, theirs: &OwnedFd) -> io::Result<()> {
     const PAUSE: Duration = Duration::from_millis(1);
-    let word = Word::Fork.to_bytes();
+    let word = Word::Fork.to_bytes(&[]);
     let slices = [IoSlice::new(&word)];
     let since = Instant::now();
     loop {
@@ -311,10 +327,11 @@ impl Listener for HelperListener {
             snapshot,
             threads,
         });
-        *state() = State::Serving(Arc::clone(&server));
+        // Before anybody can ask it for copies, of which it learns by itself.
         if let Some(supervisor) = supervisor::running() {
-            supervisor.guardian.attach(Arc::clone(&self.requests));
+            supervisor.guardian.is_up(&self.requests);
         }
+        *state() = State::Serving(Arc::clone(&server));
         self.sender.send_replace(Some(Ok(server)));
         Next::Continue
     }

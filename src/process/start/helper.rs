@@ -64,11 +64,14 @@ fn serve(
         child_setup::replace_standard(number, null.into())?;
     }
     let epoll = Epoll::new()?;
-    // If the parent is gone already, somebody else has its place: then the socket's end tells.
-    let parent = Pidfd::open(parent)?;
-    epoll.add(&parent, PARENT, Interest::Read)?;
     epoll.add(&control, REQUEST, Interest::Read)?;
-    frames::send(&control, frames::READY, 0, &other_threads()?, &[])?;
+    // If the parent is gone already, somebody else has its place: then the socket's end tells. Also
+    // then the socket has to be read to its end, for the groups that are in it.
+    let parent = Pidfd::open(parent).ok();
+    if let Some(parent) = &parent {
+        epoll.add(parent, PARENT, Interest::Read)?;
+    }
+    let _ = frames::send(&control, frames::READY, 0, &other_threads()?, &[]);
     let mut ready = Vec::new();
     loop {
         epoll.wait(&mut ready, None)?;
@@ -105,21 +108,25 @@ fn request(
 ) -> io::Result<()> {
     let mut message = BytesMut::new();
     let mut fds = Vec::new();
-    let received = socket::recv_with_fds(control, &mut message, 64, &mut fds, Wait::Yes)?;
+    let received =
+        socket::recv_with_fds(control, &mut message, Word::LEN_MAX, &mut fds, Wait::Yes)?;
     if received.len == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    match Word::from_bytes(&message) {
-        Some(Word::Watch(group)) if group > 1 => drop(groups.insert(group)),
-        Some(Word::Forget(group)) => drop(groups.remove(&group)),
-        Some(Word::Fork) => {
+    let Some((word, named)) = Word::from_bytes(&message) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    match word {
+        Word::Watch => groups.extend(named),
+        Word::Forget => groups.retain(|group| !named.contains(group)),
+        Word::Only => *groups = named.into_iter().collect(),
+        Word::Fork => {
             // A descriptor that was lost ends the child's stream, which the parent notices.
             let Some(socket) = fds.pop() else {
                 return Ok(());
             };
             groups.extend(fork(socket, hook));
         }
-        _ => return Err(io::ErrorKind::InvalidData.into()),
     }
     Ok(())
 }

@@ -36,8 +36,8 @@ pub(super) fn start(
             .env(entry::MARKER, entry::CHILD);
     }
     supervisor.post(move || {
+        forkserver::guard_first();
         make(command, prepared, unsent, frame_limit, attendant);
-        forkserver::guard();
     });
     Ok(())
 }
