@@ -17,6 +17,8 @@
 //! What Python's `multiprocessing.connection.wait` does is [`tokio::select!`] over the `recv` of
 //! several pipes, as every `recv` is cancel safe; or, for many, a `select_all` of the receivers,
 //! which are streams. See [`docs::waiting`](crate::docs::waiting).
+//!
+//! [`tokio::select!`]: https://docs.rs/tokio/latest/tokio/macro.select.html
 
 use std::fmt;
 use std::io;
