@@ -4,7 +4,7 @@
 //! is peculiar to them follows.
 
 use std::fs;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -305,6 +305,68 @@ fn a_process_that_has_no_descriptor_left_is_told_so() {
             let builder = Process::builder().start_method(method);
             let child = builder.start(|x: u8| x + 1, 1).await.unwrap();
             assert_eq!(child.join().await.unwrap(), 2);
+        }
+    });
+}
+
+/// Puts a pipe in the place of this process' stderr while `body` runs, which gets the read end.
+async fn with_stderr_in_a_pipe<F: AsyncFnOnce(&mut std::io::PipeReader)>(body: F) {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned().unwrap();
+    redirect_stderr(writer.as_fd());
+    drop(writer);
+    body(&mut reader).await;
+    redirect_stderr(stderr.as_fd());
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the standard streams are numbers that nobody owns"
+)]
+fn redirect_stderr(to: BorrowedFd<'_>) {
+    // SAFETY: takes numbers; nobody owns a standard stream.
+    assert_eq!(unsafe { libc::dup2(to.as_raw_fd(), 2) }, 2);
+}
+
+#[test]
+fn what_a_child_wrote_to_stderr_is_passed_on_before_its_end_is_told() {
+    alone(async || {
+        for method in SAFE {
+            with_stderr_in_a_pipe(async |reader| {
+                let builder = Process::builder().start_method(method);
+                let child = builder.start(|()| eprintln!("hello"), ()).await.unwrap();
+                child.join().await.unwrap();
+                let mut text = [0; 100];
+                let len = std::io::Read::read(reader, &mut text).unwrap();
+                assert_eq!(&text[..len], b"hello\n");
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn a_stderr_that_nobody_reads_holds_up_no_other_child() {
+    fn flood((): ()) {
+        let line = "x".repeat(1000);
+        for _ in 0..1000 {
+            eprintln!("{line}");
+        }
+    }
+    alone(async || {
+        for method in SAFE {
+            with_stderr_in_a_pipe(async |_| {
+                let builder = Process::builder().start_method(method);
+                let flooding = builder.start(flood, ()).await.unwrap();
+                for n in 0..10 {
+                    let builder = Process::builder().start_method(method);
+                    let child = builder.start(|n| n, n).await.unwrap();
+                    assert_eq!(child.join().await.unwrap(), n);
+                }
+                flooding.kill().unwrap();
+                flooding.wait().await;
+            })
+            .await;
         }
     });
 }
