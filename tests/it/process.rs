@@ -80,6 +80,7 @@ by_both_safe_ways! {
     a_child_that_is_stopped_can_be_killed
     a_grandchild_that_keeps_everything_open_delays_nobody
     a_child_that_sends_nonsense_is_killed
+    a_child_that_closes_its_link_is_killed
     a_child_that_dies_inside_a_message_has_no_result
     children_start_at_once_in_any_number
 }

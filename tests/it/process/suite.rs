@@ -603,6 +603,22 @@ pub(crate) async fn a_child_that_sends_nonsense_is_killed(by: By) {
     assert_eq!(child.exit_status().and_then(ExitStatus::signal), Some(9));
 }
 
+pub(crate) async fn a_child_that_closes_its_link_is_killed(by: By) {
+    if matches!(by, By::Fork) {
+        // It has other sockets beside, which its own descriptors keep in use.
+        return;
+    }
+    let close = |()| {
+        for socket in sockets() {
+            nix::unistd::close(socket).unwrap();
+        }
+        sleep(());
+    };
+    let child = by.start(close, ()).await;
+    assert!(soon(child.join()).await.is_err());
+    assert_eq!(child.exit_status().and_then(ExitStatus::signal), Some(9));
+}
+
 pub(crate) async fn a_child_that_dies_inside_a_message_has_no_result(by: By) {
     if matches!(by, By::Fork) {
         // It has other sockets beside, which are its parent's.
