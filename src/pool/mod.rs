@@ -11,6 +11,7 @@
 
 mod answers;
 mod builder;
+mod cancellable;
 mod chunk;
 mod core;
 mod dispatch;
@@ -39,6 +40,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::builder::PoolBuilder;
+pub use self::cancellable::StopWith;
 use self::core::{Core, Link, Order};
 use self::dispatch::Source;
 pub use self::error::{PoolError, TaskError};

@@ -46,6 +46,7 @@ by_both_safe_ways! {
     a_worker_that_breaks_the_protocol_is_killed
     a_grandchild_that_keeps_everything_open_delays_nobody
     cancelling_stops_what_runs_and_forgets_what_waits
+    a_token_stops_a_task_unless_its_result_came_first
     an_async_task_is_cancelled_at_an_await_point
     a_task_that_runs_too_long_is_stopped
     a_pools_time_limit_holds_for_each_item

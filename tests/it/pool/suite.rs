@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio_multiprocess::fd::Fd;
 use tokio_multiprocess::pool::{PoolBuilder, PoolError, Task, WorkerState};
 use tokio_multiprocess::{ExitStatus, Pool, StartError, StartMethod, TaskError, current_process};
+use tokio_util::sync::CancellationToken;
 
 use crate::soon;
 
@@ -698,6 +699,28 @@ pub(crate) async fn cancelling_stops_what_runs_and_forgets_what_waits(by: By) {
 
     assert_eq!(soon(after).await, Ok(16));
     soon(gone(worker)).await;
+    soon(pool.close()).await.unwrap();
+}
+
+pub(crate) async fn a_token_stops_a_task_unless_its_result_came_first(by: By) {
+    let pool = by.pool(1).await;
+    let worker = soon(pool.apply(pid, ())).await.unwrap();
+    let token = CancellationToken::new();
+    let (said, runs) = announcement();
+    let done = pool.apply_async(square, 3).stop_with(token.clone());
+    assert_eq!(soon(done).await, Ok(9));
+    let running = pool
+        .apply_async(say_and_run_for_ever, said)
+        .stop_with(token.clone());
+    let running = tokio::spawn(running);
+    soon(runs).await;
+
+    token.cancel();
+
+    assert_eq!(soon(running).await.unwrap(), Err(TaskError::Cancelled));
+    soon(gone(worker)).await;
+    let late = pool.apply_async(square, 4).stop_with(token);
+    assert_eq!(soon(late).await, Err(TaskError::Cancelled));
     soon(pool.close()).await.unwrap();
 }
 
