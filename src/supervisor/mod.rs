@@ -41,7 +41,7 @@ pub(crate) use self::watch::{Watch, watch};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::eventfd::EventFd;
 use crate::sys::rlimit::{self, CpuMask};
-use crate::sys::{inherited_fds, signal, tasks};
+use crate::sys::{fork_epoch, inherited_fds, signal, tasks};
 
 /// A job for the supervisor's thread.
 type Job = Box<dyn FnOnce() + Send>;
@@ -72,8 +72,9 @@ const DOORBELL: u64 = 0;
 /// The epoll token of our own stderr while it takes no more; the part of no child.
 const STDERR: u64 = 1;
 
-/// A forked child begins with none, and with no thread to run it, whatever its parent has.
-static SUPERVISOR: RwLock<Option<&'static Supervisor>> = RwLock::new(None);
+/// A forked child begins with none, and with no thread to run it, whatever its parent has: so it
+/// stands beside the process that it belongs to, in case the application forks by itself.
+static SUPERVISOR: RwLock<Option<(u64, &'static Supervisor)>> = RwLock::new(None);
 
 /// The supervisor of this process, started if need be.
 pub(crate) fn get() -> io::Result<&'static Supervisor> {
@@ -81,7 +82,10 @@ pub(crate) fn get() -> io::Result<&'static Supervisor> {
         return Ok(supervisor);
     }
     let mut place = SUPERVISOR.write().unwrap_or_else(PoisonError::into_inner);
-    if let Some(supervisor) = *place {
+    let epoch = fork_epoch::current();
+    if let Some((known, supervisor)) = *place
+        && known == epoch
+    {
         return Ok(supervisor);
     }
     // Never freed: its thread never ends.
@@ -90,20 +94,23 @@ pub(crate) fn get() -> io::Result<&'static Supervisor> {
     thread::Builder::new()
         .name(name)
         .spawn(move || supervisor.run())?;
-    *place = Some(supervisor);
+    *place = Some((epoch, supervisor));
     Ok(supervisor)
 }
 
 /// The supervisor, if one has been started.
 pub(crate) fn running() -> Option<&'static Supervisor> {
-    *SUPERVISOR.read().unwrap_or_else(PoisonError::into_inner)
+    let place = SUPERVISOR.read().unwrap_or_else(PoisonError::into_inner);
+    place
+        .filter(|(epoch, _)| *epoch == fork_epoch::current())
+        .map(|(_, supervisor)| supervisor)
 }
 
 /// In a forked child, on the thread that was the supervisor's: forgets the parent's supervisor,
 /// and closes its descriptors, without dropping what belongs to the parent's runtimes.
 pub(crate) fn forget_inherited() {
     let mut place = SUPERVISOR.write().unwrap_or_else(PoisonError::into_inner);
-    if let Some(inherited) = place.take() {
+    if let Some((_, inherited)) = place.take() {
         inherited.watched.close_inherited();
         let mut fds = vec![inherited.epoll.as_fd(), inherited.doorbell.as_fd()];
         let table = inherited.table();
