@@ -256,7 +256,6 @@ pub enum ProcessError {
 /// instead. There is nothing to be repaired: the objects are of no more use, make new ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("the process that created the object has ended")]
-#[non_exhaustive]
 pub struct CreatorGone;
 
 /// Why something could not be had at once.
@@ -274,7 +273,6 @@ pub enum TryLockError {
 /// A release without a guard for which there was no acquire without a guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("released more often than acquired")]
-#[non_exhaustive]
 pub struct OverRelease;
 
 /// Why a party did not pass a barrier.

@@ -9,10 +9,11 @@
 //! clears the readiness it asked for; tokio refuses to clear one that is newer, so a ring between the
 //! look and the clearing is not lost.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
@@ -23,8 +24,8 @@ use crate::sys::fork_epoch;
 
 /// How many runtimes of this process stay registered while nobody sleeps.
 ///
-/// Registering costs a system call, so the usual one or two runtimes do it once. More than a few
-/// would keep the remains of runtimes that are gone.
+/// Registering costs a system call, so the usual one or two runtimes do it once. To keep more than a
+/// few would be to keep the remains of runtimes that are gone.
 const RUNTIMES_MAX: usize = 4;
 
 /// An eventfd, and the runtimes of this process that listen to it.
@@ -38,7 +39,10 @@ pub(crate) struct Bell {
 struct Ears {
     /// The process that they belong to.
     epoch: u64,
-    known: Vec<(Id, Arc<Ear>)>,
+    /// All that are alive, by runtime: a second one in the same set is an error.
+    known: Vec<(Id, Weak<Ear>)>,
+    /// The latest, which stay.
+    kept: VecDeque<Arc<Ear>>,
 }
 
 /// One runtime's registration.
@@ -72,9 +76,10 @@ impl Bell {
             let ear = self.ear();
             // An error means that the runtime of this ear is gone: listen by the present one.
             let Ok(mut rung) = ear.readable().await else {
-                self.ears()
-                    .known
-                    .retain(|(_, other)| !Arc::ptr_eq(other, &ear));
+                let mut ears = self.ears();
+                ears.known
+                    .retain(|(_, other)| other.as_ptr() != Arc::as_ptr(&ear));
+                ears.kept.retain(|other| !Arc::ptr_eq(other, &ear));
                 continue;
             };
             if let Some(found) = look() {
@@ -87,17 +92,20 @@ impl Bell {
     /// The registration with the runtime that polls us.
     fn ear(&self) -> Arc<Ear> {
         let id = Handle::current().id();
-        let ears = &mut self.ears().known;
-        if let Some((_, ear)) = ears.iter().find(|(known, _)| *known == id) {
-            return ear.clone();
+        let mut ears = self.ears();
+        let known = ears.known.iter().find(|(known, _)| *known == id);
+        if let Some(ear) = known.and_then(|(_, ear)| ear.upgrade()) {
+            return ear;
         }
         let ear = async_fd::watch_event_fd(Arc::clone(&self.fd));
         let ear = Arc::new(ear.expect("an eventfd can be added to the runtime's epoll set"));
-        if ears.len() == RUNTIMES_MAX {
+        ears.known.retain(|(_, known)| known.strong_count() > 0);
+        ears.known.push((id, Arc::downgrade(&ear)));
+        ears.kept.push_back(Arc::clone(&ear));
+        if ears.kept.len() > RUNTIMES_MAX {
             // Who sleeps there has a share of it.
-            ears.remove(0);
+            ears.kept.pop_front();
         }
-        ears.push((id, ear.clone()));
         ear
     }
 
@@ -111,7 +119,7 @@ impl Bell {
                 &mut *ears,
                 Ears {
                     epoch,
-                    known: Vec::new(),
+                    ..Ears::default()
                 },
             ));
         }

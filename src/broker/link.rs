@@ -47,15 +47,15 @@ pub(crate) struct Link {
     next_object: AtomicU32,
     outbox: Mutex<VecDeque<Message>>,
     n_outbox: AtomicUsize,
-    /// Bells and sleepers to be woken when the broker is gone.
-    events: Mutex<Vec<Weak<dyn Sleepers>>>,
+    /// Objects that have to know when the broker is gone.
+    objects: Mutex<Vec<Weak<dyn Sleepers>>>,
     /// Notices the end of the broker's process.
     watch: Mutex<Option<Watch>>,
 }
 
-/// Something of an object that processes sleep at without a slot.
+/// An object, as far as the end of its creator concerns it.
 pub(crate) trait Sleepers: Send + Sync + std::fmt::Debug {
-    /// Has all of them look again.
+    /// Makes every use of it fail from now on, and has those look again who sleep without a slot.
     fn wake(&self);
 }
 
@@ -128,7 +128,7 @@ impl Link {
             next_object: AtomicU32::new(1),
             outbox: Mutex::default(),
             n_outbox: AtomicUsize::new(0),
-            events: Mutex::default(),
+            objects: Mutex::default(),
             watch: Mutex::new(None),
         })
     }
@@ -222,11 +222,13 @@ impl Link {
         }
     }
 
-    /// Has `event` woken when the broker's process has ended.
-    pub(crate) fn also_wake(&self, event: Weak<dyn Sleepers>) {
-        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        events.retain(|known| known.strong_count() > 0);
-        events.push(event);
+    /// Has `object` told when the broker's process has ended.
+    pub(crate) fn also_wake(&self, object: Weak<dyn Sleepers>) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if objects.len() == objects.capacity() {
+            objects.retain(|known| known.strong_count() > 0);
+        }
+        objects.push(object);
     }
 
     /// The broker's process has ended: everybody who waits is told.
@@ -241,10 +243,11 @@ impl Link {
             slot::rouse(self.mailbox.word64(slot as usize * 8));
             futex::wake(self.mailbox.word32(slot as usize * 8));
         }
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        let events: Vec<_> = events.iter().filter_map(Weak::upgrade).collect();
-        for event in events {
-            event.wake();
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let known: Vec<_> = objects.iter().filter_map(Weak::upgrade).collect();
+        drop(objects);
+        for object in known {
+            object.wake();
         }
     }
 

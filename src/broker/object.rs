@@ -16,7 +16,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Release;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+use std::sync::atomic::{Ordering::Acquire, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
 
 use serde::de::Error as _;
@@ -52,6 +53,9 @@ pub(crate) struct Object {
     epoch: AtomicU64,
     me: AtomicU32,
     attached: Mutex<Attached>,
+    itself: Weak<Self>,
+    /// Where a taker looks for a permit first: beside the last one, as the ones before are taken.
+    hint: AtomicUsize,
 }
 
 /// What this process has, so that it has everything once.
@@ -96,7 +100,10 @@ impl Object {
         let link = Link::to(door)?;
         let bell = bell.map(Arc::new);
         let (number, me) = introduce(&region, &file, bell.as_deref(), &link)?;
-        let object = Arc::new(Self {
+        let object = Arc::new_cyclic(|itself| Self {
+            itself: Weak::clone(itself),
+            // Different processes begin at different places.
+            hint: AtomicUsize::new(me as usize),
             region,
             file: Arc::new(file),
             kind,
@@ -108,9 +115,11 @@ impl Object {
                 number,
             }),
         });
-        if kind == Kind::Event {
-            let weak = Arc::downgrade(&object);
-            link.also_wake(weak);
+        let weak = Arc::downgrade(&object);
+        link.also_wake(weak);
+        if link.is_gone() {
+            // It ended while we came in.
+            object.wake();
         }
         objects.retain(|_, known| known.strong_count() > 0);
         objects.insert(inode, Arc::downgrade(&object));
@@ -142,11 +151,14 @@ impl Object {
         self.attach_again()
     }
 
-    /// In a forked child: becomes a client of its own.
+    /// In a forked child: becomes a client of its own. Also comes here when the creator is gone.
     #[cold]
     fn attach_again(&self) -> Result<u32, CreatorGone> {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         let epoch = fork_epoch::current();
+        if attached.link.is_ours() && attached.link.is_gone() {
+            return Err(CreatorGone);
+        }
         if self.epoch.load(Acquire) != epoch {
             let door = Arc::clone(attached.link.door());
             let link = Link::to(door).map_err(|_| CreatorGone)?;
@@ -155,6 +167,8 @@ impl Object {
             let old = std::mem::replace(&mut *attached, Attached { link, number });
             // Its parent's: dropping it would undo what the parent does with shared descriptions.
             std::mem::forget(old);
+            let weak = self.itself.clone();
+            attached.link.also_wake(weak);
             self.me.store(me, Relaxed);
             // Release: whoever sees the epoch sees the number.
             self.epoch.store(epoch, Release);
@@ -177,13 +191,15 @@ impl Object {
     pub(crate) fn take(&self) -> Result<Option<Taken>, CreatorGone> {
         let me = self.me()?;
         let permits = layout::permits(&self.region);
-        // Different processes look for a permit at different places first.
-        let first = if permits.len() > 1 {
-            me as usize % permits.len()
-        } else {
-            0
-        };
+        if permits.is_empty() {
+            return Ok(None);
+        }
+        let first = self.hint.load(Relaxed) % permits.len();
+        let start = permits.start;
         let Ok(taken) = word::take(&mut self.words(), permits, first, me);
+        if let Some(taken) = taken {
+            self.hint.store(taken.word - start + 1, Relaxed);
+        }
         Ok(taken)
     }
 
@@ -193,6 +209,13 @@ impl Object {
         let Ok(me) = self.me() else { return };
         let Ok(tell) = word::give(&mut self.words(), word, me);
         self.tell(tell, word);
+    }
+
+    /// Gives back a permit of a semaphore, which is where the next taker looks first.
+    pub(crate) fn give_permit(&self, word: usize) {
+        self.give(word);
+        let start = layout::permits(&self.region).start;
+        self.hint.store(word - start, Relaxed);
     }
 
     /// Passes on what a change of a word makes necessary.
@@ -257,6 +280,8 @@ fn introduce(
 
 impl Sleepers for Object {
     fn wake(&self) {
+        // No process' number: from here on every use looks why, and finds the creator gone.
+        self.epoch.store(0, Release);
         if let Some(bell) = &self.bell {
             bell.ring();
         }

@@ -307,7 +307,7 @@ impl Drop for Permit {
             return;
         }
         match self.word {
-            Some(word) => self.object.give(word),
+            Some(word) => self.object.give_permit(word),
             None => self.object.say(Says::ReleaseLedger),
         }
     }

@@ -58,6 +58,16 @@ impl AsRawFd for SharedEventFd {
 
 /// The counter, watched for reading by the runtime of the caller.
 pub(crate) fn watch_event_fd(fd: Arc<EventFd>) -> io::Result<AsyncFd<SharedEventFd>> {
+    let watched = register(Arc::clone(&fd));
+    if watched.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::AlreadyExists) {
+        // An earlier one of the same descriptor is just being taken out by another thread.
+        let copy = fd.as_fd().try_clone_to_owned()?;
+        return register(Arc::new(EventFd::from(copy)));
+    }
+    watched
+}
+
+fn register(fd: Arc<EventFd>) -> io::Result<AsyncFd<SharedEventFd>> {
     // SAFETY: an `EventFd` is the same open descriptor until it is dropped, and the `AsyncFd` owns
     // a share of it.
     unsafe { AsyncFd::register_with_interest(SharedEventFd(fd), Interest::READABLE) }

@@ -3,7 +3,7 @@
 //! Such a test starts this binary again for itself alone. There it may change what all threads
 //! share, and what it leaves behind can be counted: descriptors, threads, and children that run or
 //! are zombies. The count begins when the library has started what it starts once and keeps: its
-//! thread, and the fork server.
+//! thread, the fork server, and the broker of shared objects.
 
 use std::any::type_name;
 use std::collections::BTreeSet;
@@ -42,6 +42,7 @@ async fn leaving_nothing_behind<F: AsyncFnOnce()>(body: F) {
         let child = builder.start(|()| (), ()).await.unwrap();
         child.join().await.unwrap();
     }
+    drop(tokio_multiprocess::sync::Lock::new().unwrap());
     let before = settled_belongings();
     crate::soon(body()).await;
 

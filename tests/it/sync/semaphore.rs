@@ -1,0 +1,98 @@
+//! Semaphores between processes.
+
+use tokio_multiprocess::Process;
+use tokio_multiprocess::sync::{BoundedSemaphore, Event, Semaphore};
+
+use crate::soon;
+
+async fn hold((semaphore, taken, go_on): (Semaphore, Event, Event)) {
+    let _permit = semaphore.acquire().await.unwrap();
+    taken.set();
+    go_on.wait().await.unwrap();
+}
+
+#[tokio::test]
+async fn permits_are_shared_by_all_processes() {
+    let (semaphore, taken, go_on) = (
+        Semaphore::new(2).unwrap(),
+        Event::new().unwrap(),
+        Event::new().unwrap(),
+    );
+    let arg = (semaphore.clone(), taken.clone(), go_on.clone());
+    let child = soon(Process::start(hold, arg)).await.unwrap();
+    soon(taken.wait()).await.unwrap();
+
+    assert_eq!(semaphore.available_permits(), 1);
+    let permit = semaphore.try_acquire().unwrap();
+    assert!(semaphore.try_acquire().is_err());
+    go_on.set();
+    drop(soon(semaphore.acquire()).await.unwrap());
+
+    soon(child.join()).await.unwrap();
+    drop(permit);
+    assert_eq!(semaphore.available_permits(), 2);
+}
+
+#[tokio::test]
+async fn the_permit_of_a_killed_process_comes_back() {
+    let (semaphore, taken, never) = (
+        Semaphore::new(1).unwrap(),
+        Event::new().unwrap(),
+        Event::new().unwrap(),
+    );
+    let arg = (semaphore.clone(), taken.clone(), never);
+    let child = soon(Process::start(hold, arg)).await.unwrap();
+    soon(taken.wait()).await.unwrap();
+
+    child.kill().unwrap();
+
+    drop(soon(semaphore.acquire()).await.unwrap());
+    assert_eq!(semaphore.available_permits(), 1);
+}
+
+#[tokio::test]
+async fn a_release_without_a_permit_adds_one() {
+    let semaphore = Semaphore::new(0).unwrap();
+    let waiter = tokio::spawn({
+        let semaphore = semaphore.clone();
+        async move { semaphore.acquire().await.unwrap().forget() }
+    });
+
+    semaphore.release();
+
+    soon(waiter).await.unwrap();
+    semaphore.release();
+    semaphore.release();
+    assert_eq!(semaphore.available_permits(), 2);
+}
+
+#[tokio::test]
+async fn more_permits_than_have_words_go_through_the_ledger() {
+    let semaphore = Semaphore::new(70_000).unwrap();
+    assert_eq!(semaphore.available_permits(), 70_000);
+
+    let mut permits = Vec::new();
+    for _ in 0..65_537 {
+        permits.push(soon(semaphore.acquire()).await.unwrap());
+    }
+
+    assert_eq!(semaphore.available_permits(), 70_000 - 65_537);
+    let last = permits.pop().unwrap();
+    drop(permits);
+    last.forget();
+    // The ledger hears of it by a message, as the next one of this process does.
+    drop(soon(semaphore.acquire()).await.unwrap());
+    assert!(semaphore.available_permits() >= 65_536);
+}
+
+#[tokio::test]
+async fn a_bounded_semaphore_cannot_be_released_above_its_start() {
+    let semaphore = BoundedSemaphore::new(2).unwrap();
+    assert!(semaphore.release().is_err());
+
+    soon(semaphore.acquire()).await.unwrap().forget();
+
+    semaphore.release().unwrap();
+    assert!(semaphore.release().is_err());
+    assert_eq!(semaphore.available_permits(), 2);
+}
