@@ -1,0 +1,121 @@
+//! One thread of another process, taken instruction by instruction, see
+//! [ptrace(2)](https://man7.org/linux/man-pages/man2/ptrace.2.html).
+
+#![expect(
+    unsafe_code,
+    reason = "ptrace and waitpid, of which nothing safe exists for one thread"
+)]
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::ptr;
+
+/// A thread that stands still between two instructions.
+pub(crate) struct Traced {
+    tid: i32,
+    /// Where the program's own code lies in that process.
+    code: Vec<Range<u64>>,
+}
+
+impl Traced {
+    /// Stops a thread and takes it over.
+    pub(crate) fn seize(pid: u32, tid: i32) -> io::Result<Self> {
+        let code = own_code(pid)?;
+        request(libc::PTRACE_SEIZE, tid)?;
+        request(libc::PTRACE_INTERRUPT, tid)?;
+        let this = Self { tid, code };
+        this.wait_for_stop()?;
+        Ok(this)
+    }
+
+    /// Goes on by one instruction. False when the thread has ended.
+    pub(crate) fn step(&self) -> bool {
+        request(libc::PTRACE_SINGLESTEP, self.tid).is_ok() && self.wait_for_stop().is_ok()
+    }
+
+    /// Whether the next instruction is one of the program, not of the C library or the kernel's page.
+    pub(crate) fn is_in_own_code(&self) -> bool {
+        let Ok(place) = self.instruction() else {
+            return false;
+        };
+        self.code.iter().any(|code| code.contains(&place))
+    }
+
+    /// Lets the thread run.
+    pub(crate) fn let_go(self) {
+        let _ = request(libc::PTRACE_DETACH, self.tid);
+    }
+
+    /// Kills the whole process and takes the thread's end, without which the process would not end.
+    pub(crate) fn kill(self, pid: u32) {
+        // SAFETY: takes two numbers; the process is a child that nobody has reaped, as it runs.
+        unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        while self.wait_for_stop().is_ok() {}
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn instruction(&self) -> io::Result<u64> {
+        // SAFETY: plain numbers, for which zeros are a value.
+        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        let place = (&raw mut registers).cast::<libc::c_void>();
+        // SAFETY: the kernel writes one `user_regs_struct` to `place`.
+        let done =
+            unsafe { libc::ptrace(libc::PTRACE_GETREGS, self.tid, ptr::null_mut::<()>(), place) };
+        if done == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(registers.rip)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn instruction(&self) -> io::Result<u64> {
+        // Every step counts.
+        Ok(self.code.first().map_or(0, |code| code.start))
+    }
+
+    fn wait_for_stop(&self) -> io::Result<()> {
+        let mut status = 0;
+        // SAFETY: the kernel writes one number to `status`.
+        let done = unsafe { libc::waitpid(self.tid, &raw mut status, libc::__WALL) };
+        if done == self.tid && libc::WIFSTOPPED(status) {
+            return Ok(());
+        }
+        Err(io::Error::from(io::ErrorKind::UnexpectedEof))
+    }
+}
+
+/// The calling thread's number.
+pub(crate) fn own_tid() -> i32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+fn request(what: libc::c_uint, tid: i32) -> io::Result<()> {
+    let nothing = ptr::null_mut::<libc::c_void>();
+    // SAFETY: these requests neither read nor write through the two last arguments.
+    let done = unsafe { libc::ptrace(what, tid, nothing, nothing) };
+    if done == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The executable mappings of the program's file in process `pid`.
+fn own_code(pid: u32) -> io::Result<Vec<Range<u64>>> {
+    let program = fs::read_link(format!("/proc/{pid}/exe"))?;
+    let program = program.to_string_lossy().into_owned();
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let number = |text: &str| u64::from_str_radix(text, 16).map_err(io::Error::other);
+    let mut code = Vec::new();
+    for line in maps.lines().filter(|line| line.ends_with(&program)) {
+        let mut words = line.split_whitespace();
+        let (Some(places), Some(access)) = (words.next(), words.next()) else {
+            continue;
+        };
+        if let (Some((start, end)), true) = (places.split_once('-'), access.contains('x')) {
+            code.push(number(start)?..number(end)?);
+        }
+    }
+    Ok(code)
+}
