@@ -13,7 +13,7 @@
 //!
 //! Whatever goes wrong, a descriptor has one owner: the list, the value, or the message.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,6 +46,7 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     /// Whether the value consists of its bytes alone.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.fds.is_empty() && self.moving.is_empty()
     }
@@ -78,6 +79,7 @@ impl Outgoing {
 }
 
 impl Drop for Outgoing {
+    #[inline]
     fn drop(&mut self) {
         for moving in &self.moving {
             moving.restore();
@@ -99,36 +101,64 @@ enum Scope {
     Decoding(Vec<Option<OwnedFd>>),
 }
 
+/// What the innermost scope of a thread is. Most values hold no descriptor; they cost no more than
+/// this mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// There is none.
+    Outside,
+    /// Nothing was listed yet.
+    Encoding,
+    /// What was listed is the last of [`SCOPES`].
+    Listing,
+    /// No descriptor came.
+    Decoding,
+    /// What came is the last of [`SCOPES`].
+    HandingOut,
+}
+
 thread_local! {
-    /// The scopes that are open on this thread, the innermost last.
+    static MARK: Cell<Mark> = const { Cell::new(Mark::Outside) };
+    /// The scopes of this thread that hold something, the innermost last.
     static SCOPES: RefCell<Vec<Scope>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Closes a scope also when a value's own code panics.
-struct Open(());
+/// An open scope. It is closed also when a value's own code panics.
+struct Open {
+    outer: Mark,
+}
 
 impl Open {
-    fn new(scope: Scope) -> Self {
-        SCOPES.with_borrow_mut(|scopes| scopes.push(scope));
-        Self(())
+    #[inline]
+    fn new(mark: Mark) -> Self {
+        Self {
+            outer: MARK.replace(mark),
+        }
     }
 
-    fn close(self) -> Scope {
+    /// Closes it; what it holds comes back.
+    #[inline]
+    fn close(self) -> Option<Scope> {
+        let outer = self.outer;
         mem::forget(self);
-        pop()
+        pop(outer)
     }
 }
 
 impl Drop for Open {
+    #[inline]
     fn drop(&mut self) {
         // Dropped after the borrow has ended, as its handles may have code of their own.
-        drop(pop());
+        drop(pop(self.outer));
     }
 }
 
-fn pop() -> Scope {
-    let innermost = SCOPES.with_borrow_mut(Vec::pop);
-    innermost.expect("a scope is closed by whoever opened it")
+#[inline]
+fn pop(outer: Mark) -> Option<Scope> {
+    match MARK.replace(outer) {
+        Mark::Listing | Mark::HandingOut => SCOPES.with_borrow_mut(Vec::pop),
+        _ => None,
+    }
 }
 
 /// Appends `value` to `bytes`; its descriptors come back. After an error `bytes` is as it was and
@@ -137,10 +167,11 @@ pub(crate) fn encode_with_fds<T: Serialize + ?Sized>(
     value: &T,
     bytes: &mut Vec<u8>,
 ) -> Result<Outgoing, String> {
-    let open = Open::new(Scope::Encoding(Outgoing::default()));
+    let open = Open::new(Mark::Encoding);
     let encoded = codec::encode(value, bytes);
-    let Scope::Encoding(outgoing) = open.close() else {
-        unreachable!("scopes are closed in the reverse order")
+    let outgoing = match open.close() {
+        Some(Scope::Encoding(outgoing)) => outgoing,
+        _ => Outgoing::default(),
     };
     encoded.map(|()| outgoing)
 }
@@ -152,12 +183,19 @@ pub(crate) fn decode_with_fds<T: DeserializeOwned>(
     bytes: &[u8],
     fds: Vec<OwnedFd>,
 ) -> Result<T, String> {
-    let open = Open::new(Scope::Decoding(fds.into_iter().map(Some).collect()));
-    let decoded = codec::decode(bytes);
-    let Scope::Decoding(left) = open.close() else {
-        unreachable!("scopes are closed in the reverse order")
+    let open = if fds.is_empty() {
+        Open::new(Mark::Decoding)
+    } else {
+        let fds = fds.into_iter().map(Some).collect();
+        SCOPES.with_borrow_mut(|scopes| scopes.push(Scope::Decoding(fds)));
+        Open::new(Mark::HandingOut)
     };
-    match left.iter().flatten().count() {
+    let decoded = codec::decode(bytes);
+    let n_left = match open.close() {
+        Some(Scope::Decoding(left)) => left.iter().flatten().count(),
+        _ => 0,
+    };
+    match n_left {
         0 => decoded,
         n_left => Err(decoded.err().unwrap_or_else(|| {
             format!("{n_left} file descriptors came with a value that does not hold them")
@@ -194,7 +232,7 @@ pub(crate) fn serialize_copy<S: Serializer>(
 
 /// Whether what is serialised now is sent by one of our transports.
 pub(crate) fn is_encoding() -> bool {
-    SCOPES.with_borrow(|scopes| matches!(scopes.last(), Some(Scope::Encoding(_))))
+    matches!(MARK.get(), Mark::Encoding | Mark::Listing)
 }
 
 /// Lists a descriptor that is to be sent, and what moves with it; its place is to be serialised.
@@ -203,7 +241,13 @@ pub(crate) fn is_encoding() -> bool {
 ///
 /// There is no scope, or too many descriptors; then `moving` is untouched.
 pub(crate) fn list(fd: Arc<OwnedFd>, moving: Option<Arc<dyn Moving>>) -> Result<u32, &'static str> {
+    if !is_encoding() {
+        return Err(OUTSIDE);
+    }
     SCOPES.with_borrow_mut(|scopes| {
+        if MARK.replace(Mark::Listing) == Mark::Encoding {
+            scopes.push(Scope::Encoding(Outgoing::default()));
+        }
         let Some(Scope::Encoding(outgoing)) = scopes.last_mut() else {
             return Err(OUTSIDE);
         };
@@ -221,8 +265,10 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 /// Takes the descriptor out of its place in the list.
 pub(crate) fn take(place: u32) -> Result<OwnedFd, String> {
     SCOPES.with_borrow_mut(|scopes| {
-        let Some(Scope::Decoding(fds)) = scopes.last_mut() else {
-            return Err(OUTSIDE.to_owned());
+        let fds = match (MARK.get(), scopes.last_mut()) {
+            (Mark::Decoding, _) => &mut Vec::new(),
+            (Mark::HandingOut, Some(Scope::Decoding(fds))) => fds,
+            _ => return Err(OUTSIDE.to_owned()),
         };
         let n_fds = fds.len();
         let Some(fd) = fds.get_mut(place as usize) else {

@@ -74,6 +74,7 @@ impl Header {
     }
 
     /// For the wire.
+    #[inline]
     pub(crate) fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[..4].copy_from_slice(&self.len.to_le_bytes());
@@ -84,6 +85,7 @@ impl Header {
     }
 
     /// From the wire.
+    #[inline]
     pub(crate) fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Result<Self, FrameError> {
         let [l0, l1, l2, l3, kind, n_fds, 0, 0, aux @ ..] = *bytes else {
             return Err(FrameError::BadHeader);
