@@ -23,6 +23,8 @@ use crate::wire::frame::{FDS_PER_FRAME_MAX, HEADER_LEN, Header};
 
 /// So long may an answer wait behind a later item.
 const DELAY: Duration = Duration::from_millis(1);
+/// The socket is asked for a buffer of this size once something large goes through.
+const SEND_BUFFER: usize = 4 << 20;
 /// A buffer that has grown beyond this for one large answer is given back.
 const SCRATCH_MAX: usize = 16 << 20;
 
@@ -34,6 +36,7 @@ pub(crate) struct Answers {
     position: u64,
     /// The frame in the making.
     scratch: Vec<u8>,
+    has_large_buffer: bool,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,7 @@ impl Answers {
             sender,
             position: 0,
             scratch: Vec::new(),
+            has_large_buffer: false,
         })
     }
 
@@ -123,6 +127,11 @@ impl Answers {
 
     fn send_directly(&mut self, frame: &[u8]) -> io::Result<()> {
         let mut sent = self.sender.sent();
+        if !self.has_large_buffer && frame.len() > CAPACITY {
+            self.has_large_buffer = true;
+            // What the kernel grants is good enough.
+            let _ = socket::set_send_buffer(&*self.sender.control, SEND_BUFFER);
+        }
         socket::send_all(&*self.sender.control, frame)?;
         self.position += frame.len() as u64;
         sent.position = self.position;

@@ -58,6 +58,7 @@ impl Filling {
         }
     }
 
+    #[inline]
     fn is_full(&self) -> bool {
         !self.fds.is_empty() || self.len >= self.max || self.items.len() >= CHUNK_BYTES
     }
@@ -88,6 +89,7 @@ impl Filling {
 }
 
 /// The length of an encoded argument for the wire, if it is allowed.
+#[inline]
 pub(crate) fn check_len(len: usize, limit: usize) -> Result<u32, String> {
     match u32::try_from(len) {
         Ok(short) if len <= limit => Ok(short),

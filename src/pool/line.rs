@@ -379,6 +379,7 @@ impl Inbox {
 }
 
 /// The frame at the beginning of `bytes`, if all of it is here.
+#[inline]
 pub(crate) fn frame_at(bytes: &[u8], limit: u32) -> Result<Option<(Header, &[u8])>, String> {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
         return Ok(None);

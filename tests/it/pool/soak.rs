@@ -66,7 +66,7 @@ fn random_kills_cost_at_most_one_task_each_and_leave_nothing_behind() {
         for method in SAFE {
             let builder = Pool::builder().processes(4).start_method(method);
             let pool = builder.build().await.unwrap();
-            let n = 40_000;
+            let n = 10_000;
             let spin = |x: u64| {
                 for i in 0..2000 {
                     std::hint::black_box(i);
@@ -84,7 +84,7 @@ fn random_kills_cost_at_most_one_task_each_and_leave_nothing_behind() {
                     Err(TaskError::WorkerDied { .. }) => n_lost += 1,
                     Err(other) => panic!("{other:?}"),
                 }
-                if n_seen % 1000 == 0 {
+                if n_seen % 250 == 0 {
                     let workers = pool.stats().workers;
                     let victim = workers[n_killed % workers.len()].pid;
                     if let Some(pid) = victim {
@@ -146,7 +146,7 @@ fn queued_tasks_take_memory_and_nothing_else() {
     alone(async || {
         let pool = Pool::new(1).await.unwrap();
         let before = fs::read_dir("/proc/self/fd").unwrap().count();
-        let tasks: Vec<_> = (0..100_000).map(|x| pool.apply_async(square, x)).collect();
+        let tasks: Vec<_> = (0..20_000).map(|x| pool.apply_async(square, x)).collect();
         assert_eq!(fs::read_dir("/proc/self/fd").unwrap().count(), before);
         for (x, task) in (0..).zip(tasks) {
             assert_eq!(soon(task).await, Ok(x * x));
