@@ -22,7 +22,7 @@ use crate::error::StartError;
 use crate::process::function::{Function, place_of_hook};
 use crate::process::start::Attributes;
 use crate::process::start::fork::OtherThreads;
-use crate::process::{Limits, Outcome, StartMethod, cpu_count};
+use crate::process::{Context, Limits, Outcome, StartMethod, cpu_count};
 use crate::wire::codec;
 use crate::wire::fds::encode_with_fds;
 
@@ -266,6 +266,13 @@ impl PoolBuilder {
             fds: fds.unwrap_or_default(),
             limit: self.message_size,
         })
+    }
+}
+
+impl Context {
+    /// A builder of pools whose workers are started by this context's method.
+    pub fn pool(&self) -> PoolBuilder {
+        PoolBuilder::new().start_method(self.start_method())
     }
 }
 

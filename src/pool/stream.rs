@@ -133,6 +133,8 @@ enum State {
 enum Reading {
     Frames {
         bytes: Bytes,
+        /// Where the next frame begins.
+        at: usize,
         fds: Vec<OwnedFd>,
         left: u32,
     },
@@ -335,30 +337,47 @@ impl<F: Feed> Flow<F> {
             };
             let left = segment.len;
             self.reading = Some(match segment.results {
-                Results::Frames(bytes, fds) => Reading::Frames { bytes, fds, left },
+                Results::Frames(bytes, fds) => Reading::Frames {
+                    bytes,
+                    at: 0,
+                    fds,
+                    left,
+                },
                 Results::Failed(error) => Reading::Failed { error, left },
             });
         }
-        let (result, left) = match self.reading.as_mut()? {
+        // All is counted before a result is decoded: that runs the user's code, which may panic.
+        self.n_delivered += 1;
+        match self.reading.as_mut()? {
             Reading::Failed { error, left } => {
                 *left -= 1;
-                (Err(error.clone()), *left)
+                let error = error.clone();
+                if *left == 0 {
+                    self.reading = None;
+                }
+                Some(Err(error))
             }
-            Reading::Frames { bytes, fds, left } => {
+            Reading::Frames {
+                bytes,
+                at,
+                fds,
+                left,
+            } => {
                 *left -= 1;
                 // The frames were looked at when they came.
-                let (header, body) = frame_at(bytes, u32::MAX).ok()??;
-                let result = read_answer(header.kind, body, std::mem::take(fds));
-                let len = HEADER_LEN + body.len();
-                bytes::Buf::advance(bytes, len);
-                (result, *left)
+                let (header, body) = frame_at(&bytes[*at..], u32::MAX).ok()??;
+                *at += HEADER_LEN + body.len();
+                let fds = std::mem::take(fds);
+                if *left > 0 {
+                    return Some(read_answer(header.kind, body, fds));
+                }
+                let (start, end) = (*at - body.len(), *at);
+                let Some(Reading::Frames { bytes, .. }) = self.reading.take() else {
+                    return None;
+                };
+                Some(read_answer(header.kind, &bytes[start..end], fds))
             }
-        };
-        if left == 0 {
-            self.reading = None;
         }
-        self.n_delivered += 1;
-        Some(result)
     }
 
     fn end(&mut self) {

@@ -35,6 +35,7 @@ by_both_safe_ways! {
     a_tasks_own_error_is_data
     a_panic_tells_what_and_where_and_its_worker_lives_on
     what_cannot_travel_is_an_error_of_its_task_alone
+    a_result_whose_decoding_panics_panics_whoever_takes_it
     map_runs_all_and_returns_the_first_error_in_order
     each_crash_fails_its_task_and_the_pool_lives_on
     a_death_tells_the_end_of_what_the_worker_wrote

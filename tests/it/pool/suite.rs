@@ -431,6 +431,33 @@ pub(crate) async fn what_cannot_travel_is_an_error_of_its_task_alone(by: By) {
     soon(pool.close()).await.unwrap();
 }
 
+pub(crate) async fn a_result_whose_decoding_panics_panics_whoever_takes_it(by: By) {
+    fn one_of(x: u8) -> Wayward {
+        if x == 2 {
+            Wayward::PanicsDecoding
+        } else {
+            Wayward::Fine
+        }
+    }
+    let pool = by.pool(1).await;
+    let mut results = pool.imap(one_of, 0..5);
+    for x in 0..5 {
+        let next = std::panic::AssertUnwindSafe(soon(results.next()));
+        let result = futures::FutureExt::catch_unwind(next).await;
+        if x == 2 {
+            assert!(result.is_err());
+        } else {
+            assert_eq!(result.unwrap(), Some(Ok(Wayward::Fine)), "{x}");
+        }
+    }
+    assert_eq!(soon(results.next()).await, None);
+    drop(results);
+    let task = std::panic::AssertUnwindSafe(soon(pool.apply(one_of, 2)));
+    assert!(futures::FutureExt::catch_unwind(task).await.is_err());
+    assert_eq!(soon(pool.apply(square, 2)).await, Ok(4));
+    soon(pool.close()).await.unwrap();
+}
+
 pub(crate) async fn map_runs_all_and_returns_the_first_error_in_order(by: By) {
     fn some_fail(x: u64) -> u64 {
         assert!(x != 30 && x != 70, "not {x}");
