@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -43,6 +43,12 @@ pub(crate) struct Plan {
 impl Plan {
     /// The size of the run: `short` under `cargo test`, `long` when asked for.
     pub(crate) fn size(&self, short: usize, long: usize) -> usize {
+        if self.long { long } else { short }
+    }
+
+    /// A bound on time: `short` under `cargo test`, where other tests take their share of the
+    /// machine, `long` when the campaign is run by itself.
+    pub(crate) fn limit(&self, short: Duration, long: Duration) -> Duration {
         if self.long { long } else { short }
     }
 }
