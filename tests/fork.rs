@@ -20,7 +20,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_multiprocess::{Process, StartError};
+use tokio_multiprocess::pipe;
+use tokio_multiprocess::{AsyncPipe, Process, RecvError, StartError};
 
 #[path = "it/process/suite.rs"]
 mod suite;
@@ -90,6 +91,8 @@ cases! {
     fork:
         a_closure_captures_what_cannot_be_sent
         a_descriptor_that_was_captured_is_open_in_the_child_alone
+        the_ends_of_a_pipe_go_on_in_the_copy
+        a_pipe_that_the_parent_awaits_still_wakes_it_after_the_child_has_used_its_copy
         a_process_with_other_threads_is_refused
         other_threads_are_allowed_to_whom_asks_for_it
         a_child_is_outside_the_runtime_that_forked_it
@@ -164,6 +167,41 @@ fn a_descriptor_that_was_captured_is_open_in_the_child_alone() {
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello");
     block_on(child.join()).unwrap();
+}
+
+fn the_ends_of_a_pipe_go_on_in_the_copy() {
+    let (here, there) = AsyncPipe::<Vec<u8>, usize>::pair().unwrap();
+    let child = fork(move || {
+        let message = there.blocking_recv().unwrap();
+        there.blocking_send(message.len()).unwrap();
+        there.blocking_send_bytes(&message).unwrap();
+    });
+    here.blocking_send(vec![7; 3 << 20]).unwrap();
+    assert_eq!(here.blocking_recv().unwrap(), 3 << 20);
+    assert!(here.blocking_recv_bytes().unwrap() == vec![7; 3 << 20]);
+    assert!(matches!(here.blocking_recv(), Err(RecvError::Closed)));
+    block_on(child.unwrap().join()).unwrap();
+}
+
+/// The child's copy is registered with the driver of the parent, which it shares.
+fn a_pipe_that_the_parent_awaits_still_wakes_it_after_the_child_has_used_its_copy() {
+    let (tx, rx) = pipe::one_way::<u8>().unwrap();
+    on_a_runtime(async move {
+        assert!(rx.recv().now_or_never().is_none());
+        let rx = Arc::new(rx);
+        let copy = Arc::clone(&rx);
+        let child = fork(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { assert!(copy.recv().now_or_never().is_none()) });
+            drop(runtime);
+        });
+        child.unwrap().join().await.unwrap();
+
+        let received = tokio::spawn(async move { rx.recv().await.unwrap() });
+        tokio::task::yield_now().await;
+        tx.send(7).await.unwrap();
+        assert_eq!(received.await.unwrap(), 7);
+    });
 }
 
 fn a_process_with_other_threads_is_refused() {

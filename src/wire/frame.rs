@@ -258,6 +258,10 @@ impl Splitter {
     /// The header of the frame that is being read. It is checked once, and its descriptors are
     /// claimed.
     fn current_header(&mut self) -> Result<Option<Header>, FrameError> {
+        // The next frame's, and those of the one behind it, with whose first byte a read ends.
+        if self.fds.len() > 2 * FDS_PER_FRAME_MAX {
+            return Err(FrameError::SurplusFds(self.fds.len()));
+        }
         if self.current.is_some() {
             return Ok(self.current);
         }
@@ -462,6 +466,24 @@ mod tests {
         };
 
         assert_eq!(refused, FrameError::TooManyFds);
+    }
+
+    #[test]
+    fn descriptors_inside_of_a_body_are_refused_before_they_are_many() {
+        let mut splitter = Splitter::new(LIMIT);
+        header_of(splitter.room().0, Header::new(7, 0, LIMIT as usize));
+        let mut n_fds = 0;
+        let refused = loop {
+            splitter.add_fds(some_fds(FDS_PER_FRAME_MAX));
+            n_fds += FDS_PER_FRAME_MAX;
+            splitter.room().0.extend_from_slice(&[0]);
+            if let Err(refused) = splitter.next_frame() {
+                break refused;
+            }
+        };
+
+        assert_eq!(refused, FrameError::SurplusFds(n_fds));
+        assert_eq!(n_fds, 3 * FDS_PER_FRAME_MAX);
     }
 
     #[test]

@@ -1,0 +1,399 @@
+//! A peer that is killed at every instruction of a `send` and of a `recv`.
+//!
+//! The victim performs one operation on its end of a pipe while this process single-steps it, and
+//! is killed at an instruction of the program's own code. Here somebody uses the other end all the
+//! while, and must be told rightly: whole messages in order, and then that the pipe is closed, or
+//! that it is torn if the victim had begun and not finished. Nobody may wait for ever.
+//!
+//! `cargo test --test kill_pipe` takes a sample; `cargo test --release --test kill_pipe -- --full`
+//! takes every instruction; `--only=`, `--stride=` and `--seconds=` (of each operation) take fewer.
+
+use std::env;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::{Builder, Runtime};
+use tokio_multiprocess::fd::Fd;
+use tokio_multiprocess::pipe::{self, PipeReceiver, PipeSender};
+use tokio_multiprocess::{Process, RecvError, SendFailure};
+
+use crate::trace::Traced;
+
+#[expect(dead_code, reason = "it is shared, and others need more of it")]
+#[path = "kill/trace.rs"]
+mod trace;
+
+/// How long something may take that must come.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longer than what a socket holds, so that its sender waits half-way.
+const LONG: usize = 6 << 20;
+
+const SHORT: usize = 3000;
+
+/// Bytes that are not encoded one by one, which would be all that is seen.
+struct Blob(Vec<u8>);
+
+impl Serialize for Blob {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl serde::de::Visitor<'_> for Bytes {
+            type Value = Blob;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Blob, E> {
+                Ok(Blob(bytes))
+            }
+        }
+        deserializer.deserialize_byte_buf(Bytes)
+    }
+}
+
+/// What the victim does when it is told to go.
+#[derive(Serialize, Deserialize)]
+enum Act {
+    /// Sends a message of so many bytes, as a value or as it is.
+    SendValue(PipeSender<Blob>, usize),
+    SendBytes(PipeSender<Blob>, usize),
+    /// Sends a message that brings the end of another pipe.
+    SendEnd(PipeSender<PipeSender<u8>>, PipeSender<u8>),
+    /// Receives a message.
+    RecvBytes(PipeReceiver<Blob>),
+    RecvEnd(PipeReceiver<PipeSender<u8>>),
+}
+
+fn suffer((act, Fd(mut go), Fd(mut report)): (Act, Fd<PipeReader>, Fd<PipeWriter>)) {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    // Made before it goes, as they are no part of what is looked at.
+    let value = match &act {
+        Act::SendValue(_, len) | Act::SendBytes(_, len) => vec![7; *len],
+        _ => Vec::new(),
+    };
+    report.write_all(&trace::own_tid().to_le_bytes()).unwrap();
+    let mut order = [0];
+    go.read_exact(&mut order).unwrap();
+    runtime.block_on(async {
+        match act {
+            Act::SendValue(tx, _) => drop(tx.send(Blob(value)).await),
+            Act::SendBytes(tx, _) => drop(tx.send_bytes(&value).await),
+            Act::SendEnd(tx, end) => drop(tx.send(end).await),
+            Act::RecvBytes(rx) => drop(rx.recv_bytes().await),
+            Act::RecvEnd(rx) => drop(rx.recv().await),
+        }
+    });
+    report.write_all(&[0]).unwrap();
+    // Lives on until it is killed.
+    let _ = go.read_exact(&mut order);
+}
+
+/// What came of the other end.
+type Verdict = Result<&'static str, String>;
+
+/// What is done at the other end meanwhile.
+type Here = Box<dyn FnOnce() -> Verdict + Send>;
+
+/// Reads all that comes, which is at most one message of `len` bytes.
+fn read(rx: &PipeReceiver<Blob>, len: usize, is_value: bool) -> Verdict {
+    let mut n_messages = 0;
+    loop {
+        let received = match is_value {
+            true => rx.blocking_recv().map(|Blob(bytes)| bytes),
+            false => rx.blocking_recv_bytes().map(Vec::from),
+        };
+        match received {
+            Ok(message) if message.len() == len && message.iter().all(|byte| *byte == 7) => {
+                n_messages += 1;
+            }
+            Ok(_) => return Err("a wrong message".to_owned()),
+            Err(RecvError::Closed) if n_messages == 0 => return Ok("closed"),
+            Err(RecvError::Closed) if n_messages == 1 => return Ok("whole"),
+            Err(RecvError::Torn) if n_messages == 0 => return Ok("torn"),
+            Err(error) => return Err(format!("{n_messages} messages, and {error}")),
+        }
+    }
+}
+
+/// Reads an end, and asks at the other whether it is alive.
+fn read_end(rx: &PipeReceiver<PipeSender<u8>>, other: &PipeReceiver<u8>) -> Verdict {
+    let received = rx.blocking_recv();
+    let verdict = match received {
+        Ok(end) => {
+            end.blocking_send(7).map_err(|error| error.to_string())?;
+            match other.blocking_recv() {
+                Ok(7) => Ok("whole"),
+                other => Err(format!("the end that came gave {other:?}")),
+            }
+        }
+        Err(RecvError::Closed) => Ok("closed"),
+        Err(error) => Err(error.to_string()),
+    };
+    match other.blocking_recv() {
+        Err(RecvError::Closed) => verdict,
+        other => Err(format!("the end that was lost gave {other:?}")),
+    }
+}
+
+/// Sends one message after the other until nobody reads.
+fn write(tx: &PipeSender<Blob>) -> Verdict {
+    let message = vec![7; LONG];
+    loop {
+        match tx.blocking_send_bytes(&message) {
+            Ok(()) => (),
+            Err(SendFailure::Closed) => return Ok("closed"),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// Sends ends until nobody reads; all of them are closed by then.
+fn write_ends(tx: &PipeSender<PipeSender<u8>>) -> Verdict {
+    let mut others = Vec::new();
+    for _ in 0..50 {
+        let (end, other) = pipe::one_way().map_err(|error| error.to_string())?;
+        others.push(other);
+        if let Err(error) = tx.blocking_send(end) {
+            drop(error);
+            break;
+        }
+    }
+    while tx.blocking_send_bytes(&[0; SHORT]).is_ok() {}
+    for other in others {
+        let lost = other.blocking_recv();
+        if !matches!(lost, Err(RecvError::Closed)) {
+            return Err(format!("an end that was lost gave {lost:?}"));
+        }
+    }
+    Ok("closed")
+}
+
+/// A line of the table.
+struct Campaign {
+    name: &'static str,
+    /// The victim's part, and what is done here meanwhile.
+    begin: fn() -> io::Result<(Act, Here)>,
+}
+
+const CAMPAIGNS: [Campaign; 7] = [
+    Campaign {
+        name: "send value",
+        begin: || sending(SHORT, true),
+    },
+    Campaign {
+        name: "send bytes",
+        begin: || sending(SHORT, false),
+    },
+    Campaign {
+        name: "send long value",
+        begin: || sending(LONG / 2, true),
+    },
+    Campaign {
+        name: "send long bytes",
+        begin: || sending(LONG, false),
+    },
+    Campaign {
+        name: "send end",
+        begin: || {
+            let (tx, rx) = pipe::one_way()?;
+            let (end, other) = pipe::one_way()?;
+            Ok((
+                Act::SendEnd(tx, end),
+                Box::new(move || read_end(&rx, &other)),
+            ))
+        },
+    },
+    Campaign {
+        name: "recv long bytes",
+        begin: || {
+            let (tx, rx) = pipe::one_way()?;
+            Ok((Act::RecvBytes(rx), Box::new(move || write(&tx))))
+        },
+    },
+    Campaign {
+        name: "recv end",
+        begin: || {
+            let (tx, rx) = pipe::one_way()?;
+            Ok((Act::RecvEnd(rx), Box::new(move || write_ends(&tx))))
+        },
+    },
+];
+
+fn sending(len: usize, is_value: bool) -> io::Result<(Act, Here)> {
+    let (tx, rx) = pipe::one_way()?;
+    let act = match is_value {
+        true => Act::SendValue(tx, len),
+        false => Act::SendBytes(tx, len),
+    };
+    Ok((act, Box::new(move || read(&rx, len, is_value))))
+}
+
+/// How thoroughly.
+#[derive(Clone, Copy)]
+struct Effort {
+    /// Every so many instructions.
+    stride: u64,
+    /// At most so long a campaign.
+    time: Duration,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let wants = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    if wants("--list") {
+        return ExitCode::SUCCESS;
+    }
+    let number = |flag: &str| {
+        let values = arguments
+            .iter()
+            .find_map(|argument| argument.strip_prefix(flag));
+        values.and_then(|value| value.parse().ok())
+    };
+    let (stride, seconds) = match wants("--full") {
+        true => (1, 3600),
+        false => (199, 2),
+    };
+    let effort = Effort {
+        stride: number("--stride=").unwrap_or(stride),
+        time: Duration::from_secs(number("--seconds=").unwrap_or(seconds)),
+    };
+    let only = arguments
+        .iter()
+        .find_map(|argument| argument.strip_prefix("--only="));
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    println!(
+        "{:<16} {:>7} {:>7} {:>7} {:>7} {:>8}",
+        "operation", "points", "closed", "torn", "whole", "seconds"
+    );
+    let mut failed = false;
+    for campaign in CAMPAIGNS
+        .iter()
+        .filter(|campaign| only.is_none_or(|only| only == campaign.name))
+    {
+        if let Err(error) = run(campaign, effort, &runtime) {
+            println!("{:<16} {error}", campaign.name);
+            failed = true;
+        }
+    }
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn run(campaign: &Campaign, effort: Effort, runtime: &Runtime) -> Result<(), String> {
+    let begun = Instant::now();
+    let mut verdicts = Vec::new();
+    let mut at = 0;
+    let mut is_over = false;
+    while !is_over && begun.elapsed() < effort.time {
+        let verdict;
+        (verdict, is_over) = point(campaign, at, runtime)
+            .map_err(|error| format!("at instruction {at}: {error}"))?;
+        verdicts.push(verdict);
+        at += effort.stride;
+    }
+    let count = |what| verdicts.iter().filter(|verdict| **verdict == what).count();
+    println!(
+        "{:<16} {:>7} {:>7} {:>7} {:>7} {:>8.1}{}",
+        campaign.name,
+        verdicts.len(),
+        count("closed"),
+        count("torn"),
+        count("whole"),
+        begun.elapsed().as_secs_f64(),
+        if is_over { "" } else { " (out of time)" },
+    );
+    Ok(())
+}
+
+/// Kills a victim at its instruction `at`; tells the verdict, and whether it was through before.
+fn point(campaign: &Campaign, at: u64, runtime: &Runtime) -> Result<(&'static str, bool), String> {
+    let (act, here) = (campaign.begin)().map_err(|error| error.to_string())?;
+    let mut victim = Victim::start(runtime, act).map_err(|error| error.to_string())?;
+    let (tell, told) = mpsc::channel();
+    let judge = thread::spawn(move || _ = tell.send(here()));
+    let is_over = !victim.advance(at);
+    victim.kill();
+    let verdict = told.recv_timeout(PATIENCE);
+    let verdict = verdict.map_err(|_| "somebody waits for ever".to_owned())??;
+    judge.join().map_err(|_| "a panic".to_owned())?;
+    Ok((verdict, is_over))
+}
+
+/// A process that performs one act, instruction by instruction.
+struct Victim {
+    process: Process<()>,
+    thread: Option<Traced>,
+    report: PipeReader,
+    _go: PipeWriter,
+}
+
+impl Victim {
+    /// A victim that stands before the first instruction of its act.
+    fn start(runtime: &Runtime, act: Act) -> io::Result<Self> {
+        let (read_go, mut go) = io::pipe()?;
+        let (mut report, write_report) = io::pipe()?;
+        let argument = (act, Fd(read_go), Fd(write_report));
+        let process = runtime.block_on(Process::start(suffer, argument));
+        let process = process.map_err(io::Error::other)?;
+        let mut tid = [0; 4];
+        report.read_exact(&mut tid)?;
+        let thread = Traced::seize(process.pid(), i32::from_le_bytes(tid))?;
+        go.write_all(&[0])?;
+        Ok(Self {
+            process,
+            thread: Some(thread),
+            report,
+            _go: go,
+        })
+    }
+
+    /// Goes on by `n` instructions of our own code. False when the act is over before.
+    fn advance(&mut self, n: u64) -> bool {
+        let Some(thread) = &self.thread else {
+            return false;
+        };
+        let mut left = n;
+        while left > 0 {
+            if !thread.step() {
+                return false;
+            }
+            if thread.is_in_own_code() {
+                left -= 1;
+            } else if has_reported(&self.report) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn kill(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.kill(self.process.pid());
+        }
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn has_reported(report: &PipeReader) -> bool {
+    let mut fds = [PollFd::new(report.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n_ready| n_ready > 0)
+}
