@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use crate::broker::barrier;
 use crate::broker::gate;
 use crate::broker::memory::Shared;
+use crate::broker::queue;
 use crate::broker::word;
 use crate::sys::memfd::Region;
 
@@ -60,6 +61,8 @@ pub(crate) enum Kind {
     Barrier,
     /// A flag.
     Event,
+    /// Items, see [`super::queue`].
+    Queue,
 }
 
 /// What an object is made as.
@@ -134,6 +137,18 @@ impl Shape {
     }
 }
 
+/// Writes that the memory is a queue, whose words have been written.
+pub(crate) fn mark_queue(region: &Region) {
+    region
+        .word64(KIND * 8)
+        .store(MAGIC | Kind::Queue as u64, Release);
+}
+
+/// Whether the first page of some memory says that it is a queue.
+pub(crate) fn is_queue(page: &Region) -> bool {
+    page.word64(KIND * 8).load(Relaxed) == MAGIC | Kind::Queue as u64
+}
+
 /// What an object's memory says it is, checked.
 pub(crate) fn kind_of(region: &Region) -> io::Result<Kind> {
     let wrong = || {
@@ -146,7 +161,13 @@ pub(crate) fn kind_of(region: &Region) -> io::Result<Kind> {
         return Err(wrong());
     }
     let word = region.word64(KIND * 8).load(Relaxed);
-    let kinds = [Kind::Lock, Kind::Semaphore, Kind::Barrier, Kind::Event];
+    let kinds = [
+        Kind::Lock,
+        Kind::Semaphore,
+        Kind::Barrier,
+        Kind::Event,
+        Kind::Queue,
+    ];
     let kind = kinds
         .into_iter()
         .find(|kind| word == MAGIC | *kind as u64)
@@ -157,6 +178,7 @@ pub(crate) fn kind_of(region: &Region) -> io::Result<Kind> {
         Kind::Semaphore => size <= PERMITS_MAX && (FIRST + size) * 8 <= region.len(),
         Kind::Barrier => size > 0,
         Kind::Event => true,
+        Kind::Queue => region.len() == queue::words::NEAR_LEN,
     };
     if fits { Ok(kind) } else { Err(wrong()) }
 }

@@ -16,13 +16,17 @@ use std::sync::atomic::{Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
+use bytes::BytesMut;
+use tokio::sync::oneshot;
+
 use crate::broker::bell::Bell;
 use crate::broker::memory::Answer;
-use crate::broker::message::{Message, Place, Says};
+use crate::broker::message::{self, Message, Place, Says};
 use crate::broker::serve::HELLO;
 use crate::broker::slot::{self, Wake};
 use crate::supervisor::{self, Watch};
 use crate::sys::epoll::Interest;
+use crate::sys::eventfd::EventFd;
 use crate::sys::inode::Inode;
 use crate::sys::memfd::Region;
 use crate::sys::pidfd::Pidfd;
@@ -45,8 +49,12 @@ pub(crate) struct Link {
     gone: AtomicBool,
     slots: Mutex<Slots>,
     next_object: AtomicU32,
-    outbox: Mutex<VecDeque<Message>>,
+    outbox: Mutex<VecDeque<(Message, Vec<Arc<OwnedFd>>)>>,
     n_outbox: AtomicUsize,
+    /// Bells of other processes, by the number of a queue and theirs at it.
+    bells: Mutex<HashMap<(u32, u32), Arc<EventFd>>>,
+    /// Who waits for descriptors of an item.
+    parcels: Mutex<Parcels>,
     /// Objects that have to know when the broker is gone.
     objects: Mutex<Vec<Weak<dyn Sleepers>>>,
     /// Notices the end of the broker's process.
@@ -58,6 +66,15 @@ pub(crate) trait Sleepers: Send + Sync + std::fmt::Debug {
     /// Makes every use of it fail from now on, and has those look again who sleep without a slot.
     fn wake(&self);
 }
+
+#[derive(Debug, Default)]
+struct Parcels {
+    next: u32,
+    by_ticket: HashMap<u32, oneshot::Sender<Vec<OwnedFd>>>,
+}
+
+/// How many bells of others are kept.
+const BELLS_MAX: usize = 32;
 
 #[derive(Debug, Default)]
 struct Slots {
@@ -94,9 +111,9 @@ impl Link {
         let link = Arc::new(Self::new(door, epoch)?);
         let weak = Arc::downgrade(&link);
         let watched = Weak::clone(&weak);
-        let watch = supervisor::watch(&link.socket, Interest::HangUp, move || {
+        let watch = supervisor::watch(&link.socket, Interest::Read, move || {
             if let Some(link) = watched.upgrade() {
-                link.end();
+                link.receive();
             }
         })?;
         *link.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
@@ -127,6 +144,8 @@ impl Link {
             slots: Mutex::default(),
             next_object: AtomicU32::new(1),
             outbox: Mutex::default(),
+            bells: Mutex::default(),
+            parcels: Mutex::default(),
             n_outbox: AtomicUsize::new(0),
             objects: Mutex::default(),
             watch: Mutex::new(None),
@@ -176,12 +195,17 @@ impl Link {
 
     /// Sends a message, at the latest when there is room.
     pub(crate) fn say(self: &Arc<Self>, object: u32, says: Says) {
+        self.say_with(object, says, Vec::new());
+    }
+
+    /// Sends a message with descriptors, at the latest when there is room.
+    pub(crate) fn say_with(self: &Arc<Self>, object: u32, says: Says, fds: Vec<Arc<OwnedFd>>) {
         let message = Message { object, says };
-        if self.n_outbox.load(Acquire) == 0 && self.send(message, Wait::No) {
+        if self.n_outbox.load(Acquire) == 0 && self.send(message, &fds, Wait::No) {
             return;
         }
         let mut outbox = self.outbox();
-        outbox.push_back(message);
+        outbox.push_back((message, fds));
         if self.n_outbox.fetch_add(1, AcqRel) == 0 {
             let link = Arc::clone(self);
             let name = "mp-outbox".to_owned();
@@ -199,10 +223,10 @@ impl Link {
     /// Empties the outbox; ends when it is empty.
     fn flush(&self) {
         loop {
-            let Some(message) = self.outbox().front().copied() else {
+            let Some((message, fds)) = self.outbox().front().cloned() else {
                 return;
             };
-            self.send(message, Wait::Yes);
+            self.send(message, &fds, Wait::Yes);
             self.outbox().pop_front();
             // Behind the pop, so that what is said now cannot overtake it.
             self.n_outbox.fetch_sub(1, AcqRel);
@@ -210,8 +234,15 @@ impl Link {
     }
 
     /// True unless the socket has no room now.
-    fn send(&self, message: Message, wait: Wait) -> bool {
-        match socket::send_bytes(&self.socket, &message.to_bytes(), wait) {
+    fn send(&self, message: Message, fds: &[Arc<OwnedFd>], wait: Wait) -> bool {
+        let bytes = message.to_bytes();
+        let sent = if fds.is_empty() {
+            socket::send_bytes(&self.socket, &bytes, wait)
+        } else {
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            socket::send_with_fds(&self.socket, &[io::IoSlice::new(&bytes)], &fds, wait)
+        };
+        match sent {
             Ok(_) => true,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             Err(_) => {
@@ -220,6 +251,87 @@ impl Link {
                 true
             }
         }
+    }
+
+    /// Reads what the broker has answered, or that its process has ended.
+    fn receive(&self) {
+        let mut bytes = BytesMut::new();
+        let mut fds = Vec::new();
+        loop {
+            bytes.clear();
+            let max = message::LEN + 1;
+            match socket::recv_with_fds(&self.socket, &mut bytes, max, &mut fds, Wait::No) {
+                Ok(came) if came.len > 0 => {
+                    let fds = std::mem::take(&mut fds);
+                    if let Some(message) = Message::from_bytes(&bytes) {
+                        self.on(message, fds);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The broker died with something of ours unread; what it sent comes after this.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (),
+                _ => return self.end(),
+            }
+        }
+    }
+
+    fn on(&self, message: Message, mut fds: Vec<OwnedFd>) {
+        match message.says {
+            Says::BellOf(client) => {
+                let Some(bell) = fds.pop() else { return };
+                let mut bells = self.bells();
+                if bells.len() >= BELLS_MAX
+                    && let Some(any) = bells.keys().next().copied()
+                {
+                    bells.remove(&any);
+                }
+                let bell = Arc::new(EventFd::from(bell));
+                bells.insert((message.object, client), bell);
+            }
+            Says::Parcel(ticket) => {
+                let waiting = self.parcels().by_ticket.remove(&ticket);
+                if let Some(waiting) = waiting {
+                    // A failure means that nobody waits any more.
+                    let _ = waiting.send(fds);
+                }
+            }
+            _ => (),
+        }
+    }
+
+    /// Rings the process that is `client` at a queue and has this seat there.
+    pub(crate) fn ring(self: &Arc<Self>, object: u32, client: u32, seat: u32) {
+        let bell = self.bells().get(&(object, client)).cloned();
+        match bell {
+            Some(bell) => bell.raise(),
+            None => self.say(object, Says::Ring(seat)),
+        }
+    }
+
+    /// A queue is not used any more.
+    pub(crate) fn forget_bells(&self, object: u32) {
+        self.bells().retain(|(of, _), _| *of != object);
+    }
+
+    /// A ticket for descriptors that the broker will send; none come if its process ends.
+    pub(crate) fn expect_parcel(&self) -> (u32, oneshot::Receiver<Vec<OwnedFd>>) {
+        let (sender, receiver) = oneshot::channel();
+        let mut parcels = self.parcels();
+        parcels.next = parcels.next.wrapping_add(1);
+        let ticket = parcels.next;
+        parcels.by_ticket.insert(ticket, sender);
+        if self.is_gone() {
+            parcels.by_ticket.clear();
+        }
+        (ticket, receiver)
+    }
+
+    fn bells(&self) -> MutexGuard<'_, HashMap<(u32, u32), Arc<EventFd>>> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn parcels(&self) -> MutexGuard<'_, Parcels> {
+        self.parcels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has `object` told when the broker's process has ended.
@@ -238,6 +350,7 @@ impl Link {
             return;
         }
         self.bell.ring();
+        self.parcels().by_ticket.clear();
         let used = self.slots().fresh;
         for slot in 0..used {
             slot::rouse(self.mailbox.word64(slot as usize * 8));
@@ -301,7 +414,7 @@ impl Link {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outbox(&self) -> MutexGuard<'_, VecDeque<Message>> {
+    fn outbox(&self) -> MutexGuard<'_, VecDeque<(Message, Vec<Arc<OwnedFd>>)>> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -129,7 +129,7 @@ impl Memory for Shared<'_> {
 
 #[cfg(mutants)]
 impl Rule {
-    const ALL: [Self; 34] = [
+    const ALL: [Self; 53] = [
         Self::TakeRespectsDue,
         Self::GiveRespectsDue,
         Self::GivePokes,
@@ -164,6 +164,25 @@ impl Rule {
         Self::EventLooksAgain,
         Self::EventSleeperShows,
         Self::EventDeathRings,
+        Self::QueueMarksBeforeTail,
+        Self::QueueTailBeforeHead,
+        Self::QueueTakeIsOneStep,
+        Self::QueueLinkIsOneStep,
+        Self::QueueReusesPassedSlots,
+        Self::QueueLimitIsExact,
+        Self::QueueFullMovesHead,
+        Self::QueueWakesAfterLink,
+        Self::QueueWaiterLooksAgain,
+        Self::QueueLookBeginsTurn,
+        Self::QueueRingsBeforeNote,
+        Self::QueueWokenPassesOn,
+        Self::QueueTakerWakesNext,
+        Self::QueueReturnIsCounted,
+        Self::QueueOwesBeforeLeaving,
+        Self::QueueDeathReturns,
+        Self::QueueDeathFrees,
+        Self::QueueDeathServes,
+        Self::QueuePatrols,
     ];
 
     /// The rule that this build breaks, by the environment.
@@ -250,4 +269,42 @@ pub(crate) enum Rule {
     EventSleeperShows,
     /// Every death rings.
     EventDeathRings,
+    /// A slot is marked as full before the tail moves on from it.
+    QueueMarksBeforeTail,
+    /// The head never passes the tail.
+    QueueTailBeforeHead,
+    /// An item is taken, and its taker named, by one exchange.
+    QueueTakeIsOneStep,
+    /// An item is linked by one exchange.
+    QueueLinkIsOneStep,
+    /// A slot is used again only when the head has passed it.
+    QueueReusesPassedSlots,
+    /// There are never more items than the limit says.
+    QueueLimitIsExact,
+    /// A producer that finds no room first completes what a consumer left half done.
+    QueueFullMovesHead,
+    /// A producer looks for sleepers when its item can be seen.
+    QueueWakesAfterLink,
+    /// A waiter says that it waits and looks again.
+    QueueWaiterLooksAgain,
+    /// A look that finds nothing begins another turn of the wait.
+    QueueLookBeginsTurn,
+    /// A waker rings before it notes that it has.
+    QueueRingsBeforeNote,
+    /// A woken waiter that gives up wakes another one.
+    QueueWokenPassesOn,
+    /// Whoever takes an item wakes the next one if there is more.
+    QueueTakerWakesNext,
+    /// Who puts an item back has the others look for it.
+    QueueReturnIsCounted,
+    /// What was got is owed before the slot is left.
+    QueueOwesBeforeLeaving,
+    /// What a dead process was reading goes back.
+    QueueDeathReturns,
+    /// What a dead process was writing is freed.
+    QueueDeathFrees,
+    /// Every death wakes whoever there is something for.
+    QueueDeathServes,
+    /// A stopped sleeper that was woken is passed over.
+    QueuePatrols,
 }

@@ -1,4 +1,5 @@
-//! What clients say to a broker: fixed-layout messages, each of them one packet.
+//! What clients say to a broker, and the few answers that come as messages: fixed-layout, each of
+//! them one packet.
 //!
 //! A link is a `SOCK_SEQPACKET` socket, so a message arrives whole or not at all, and a killed
 //! process' last message is either there or was never sent.
@@ -40,6 +41,20 @@ pub(crate) enum Says {
     Done(Place),
     Abort,
     Reset,
+    /// Ring the process in this seat of a queue, and give out its bell for the next time.
+    Ring(u32),
+    /// Look after the sleepers of a queue in a while: somebody was woken.
+    Patrol,
+    /// The descriptors that come along belong to an item of a queue, under this number of mine.
+    Deposit(u32),
+    /// Send me the descriptors that this client deposited under this number; the ticket is the third.
+    Withdraw(u32, u32, u32),
+    /// Nobody wants those any more.
+    Forget(u32, u32),
+    /// The broker's answer to `Ring`: the bell of this client comes along.
+    BellOf(u32),
+    /// The broker's answer to `Withdraw`: what belongs to the ticket comes along.
+    Parcel(u32),
 }
 
 impl Message {
@@ -61,6 +76,13 @@ impl Message {
             Says::Abort => (13, 0, 0, 0),
             Says::Reset => (14, 0, 0, 0),
             Says::ForgetLedger => (15, 0, 0, 0),
+            Says::Ring(seat) => (16, seat, 0, 0),
+            Says::Patrol => (17, 0, 0, 0),
+            Says::Deposit(number) => (18, number, 0, 0),
+            Says::Withdraw(client, number, ticket) => (19, client, number, ticket),
+            Says::Forget(client, number) => (20, client, number, 0),
+            Says::BellOf(client) => (21, client, 0, 0),
+            Says::Parcel(ticket) => (22, ticket, 0, 0),
         };
         let mut bytes = [0; LEN];
         for (place, number) in bytes.chunks_exact_mut(4).zip([kind, self.object, a, b, c]) {
@@ -98,6 +120,13 @@ impl Message {
             13 => Says::Abort,
             14 => Says::Reset,
             15 => Says::ForgetLedger,
+            16 => Says::Ring(a),
+            17 => Says::Patrol,
+            18 => Says::Deposit(a),
+            19 => Says::Withdraw(a, b, c),
+            20 => Says::Forget(a, b),
+            21 => Says::BellOf(a),
+            22 => Says::Parcel(a),
             _ => return None,
         };
         Some(Self {
@@ -130,6 +159,13 @@ mod tests {
             Says::Abort,
             Says::Reset,
             Says::ForgetLedger,
+            Says::Ring(511),
+            Says::Patrol,
+            Says::Deposit(8),
+            Says::Withdraw(2, 3, 4),
+            Says::Forget(2, 3),
+            Says::BellOf(6),
+            Says::Parcel(7),
         ];
         for says in all {
             let message = Message { object: 4, says };

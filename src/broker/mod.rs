@@ -17,9 +17,11 @@ pub(crate) mod flag;
 pub(crate) mod gate;
 pub(crate) mod layout;
 pub(crate) mod link;
+pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod object;
+pub(crate) mod queue;
 #[cfg(test)]
 mod search;
 pub(crate) mod serve;

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::Release;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::atomic::{Ordering::Acquire, Ordering::Relaxed};
@@ -28,8 +28,11 @@ use crate::broker::bell::Bell;
 use crate::broker::flag;
 use crate::broker::layout::{self, Kind, Shape};
 use crate::broker::link::{Link, Sleepers};
+use crate::broker::mapped::Mapped;
 use crate::broker::memory::Shared;
 use crate::broker::message::{Place, Says};
+use crate::broker::queue;
+use crate::broker::queue::arena::Arena;
 use crate::broker::serve::Broker;
 use crate::broker::slot::Wake;
 use crate::broker::waiting::Waiting;
@@ -44,7 +47,7 @@ use crate::wire::fds;
 
 /// Memory, and what this process is to it.
 pub(crate) struct Object {
-    region: Region,
+    mapped: Mapped,
     file: Arc<OwnedFd>,
     kind: Kind,
     /// Of an event.
@@ -75,37 +78,55 @@ impl Object {
         let (region, file) = Region::create(c"mp-object", len)?;
         shape.write(&region);
         let bell = matches!(shape, Shape::Event).then(Bell::new).transpose()?;
-        Self::attach(region, file, bell, own_door()?)
+        let file = Arc::new(file);
+        let kind = layout::kind_of(&region)?;
+        Self::attach((Mapped::Whole(region), kind), file, bell, own_door()?, &[])
+    }
+
+    /// Makes a queue whose broker is this process'. The broker gets `ends`, pipes that hang up when
+    /// nobody can put or get any more.
+    pub(crate) fn create_queue(
+        limit: u64,
+        leases: bool,
+        ends: [BorrowedFd<'_>; 2],
+    ) -> io::Result<Arc<Self>> {
+        let file = Arc::new(Arena::create()?);
+        let arena = Arena::open(Arc::clone(&file))?;
+        queue::steps::create(&mut &arena, limit, leases)?;
+        layout::mark_queue(arena.near());
+        let mapped = (Mapped::Queue(Box::new(arena)), Kind::Queue);
+        Self::attach(mapped, file, None, own_door()?, &ends)
     }
 
     /// Takes part in an object that came from another process.
     fn receive(file: OwnedFd, bell: Option<OwnedFd>, door: OwnedFd) -> io::Result<Arc<Self>> {
-        let region = Region::map_all(&file)?;
-        Self::attach(region, file, bell.map(Bell::from), Arc::new(door))
+        let file = Arc::new(file);
+        let mapped = Mapped::open(&file)?;
+        Self::attach(mapped, file, bell.map(Bell::from), Arc::new(door), &[])
     }
 
     fn attach(
-        region: Region,
-        file: OwnedFd,
+        (mapped, kind): (Mapped, Kind),
+        file: Arc<OwnedFd>,
         bell: Option<Bell>,
         door: Arc<OwnedFd>,
+        ends: &[BorrowedFd<'_>],
     ) -> io::Result<Arc<Self>> {
-        let inode = Inode::of(&file)?;
+        let inode = Inode::of(&*file)?;
         let mut objects = OBJECTS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(object) = objects.get(&inode).and_then(Weak::upgrade) {
             // It has come before: both handles are one client, so a guard of one is a guard of both.
             return Ok(object);
         }
-        let kind = layout::kind_of(&region)?;
         let link = Link::to(door)?;
         let bell = bell.map(Arc::new);
-        let (number, me) = introduce(&region, &file, bell.as_deref(), &link)?;
+        let (number, me) = introduce(mapped.region(), &file, bell.as_deref(), &link, ends)?;
         let object = Arc::new_cyclic(|itself| Self {
             itself: Weak::clone(itself),
             // Different processes begin at different places.
             hint: AtomicUsize::new(me as usize),
-            region,
-            file: Arc::new(file),
+            mapped,
+            file,
             kind,
             bell,
             epoch: AtomicU64::new(fork_epoch::current()),
@@ -133,13 +154,18 @@ impl Object {
 
     /// Its memory.
     pub(crate) fn region(&self) -> &Region {
-        &self.region
+        self.mapped.region()
+    }
+
+    /// A queue's memory.
+    pub(crate) fn arena(&self) -> &Arena {
+        self.mapped.arena().expect("a queue has an arena")
     }
 
     /// Its words.
     #[inline]
     pub(crate) fn words(&self) -> Shared<'_> {
-        Shared(&self.region)
+        Shared(self.region())
     }
 
     /// This process' number.
@@ -162,7 +188,7 @@ impl Object {
         if self.epoch.load(Acquire) != epoch {
             let door = Arc::clone(attached.link.door());
             let link = Link::to(door).map_err(|_| CreatorGone)?;
-            let introduced = introduce(&self.region, &self.file, self.bell.as_deref(), &link);
+            let introduced = introduce(self.region(), &self.file, self.bell.as_deref(), &link, &[]);
             let (number, me) = introduced.map_err(|_| CreatorGone)?;
             let old = std::mem::replace(&mut *attached, Attached { link, number });
             // Its parent's: dropping it would undo what the parent does with shared descriptions.
@@ -190,7 +216,7 @@ impl Object {
     #[inline]
     pub(crate) fn take(&self) -> Result<Option<Taken>, CreatorGone> {
         let me = self.me()?;
-        let permits = layout::permits(&self.region);
+        let permits = layout::permits(self.region());
         if permits.is_empty() {
             return Ok(None);
         }
@@ -214,7 +240,7 @@ impl Object {
     /// Gives back a permit of a semaphore, which is where the next taker looks first.
     pub(crate) fn give_permit(&self, word: usize) {
         self.give(word);
-        let start = layout::permits(&self.region).start;
+        let start = layout::permits(self.region()).start;
         self.hint.store(word - start, Relaxed);
     }
 
@@ -226,7 +252,7 @@ impl Object {
             Tell::Poke => self.say(Says::Poke),
             Tell::Release => {
                 self.say(Says::Release(
-                    (word - layout::permits(&self.region).start) as u32,
+                    (word - layout::permits(self.region()).start) as u32,
                 ));
             }
         }
@@ -257,6 +283,12 @@ impl Object {
         Ok(Waiting::new(Arc::clone(self), link, place))
     }
 
+    /// The link to the broker, and the object's number there.
+    pub(crate) fn link(&self) -> (Arc<Link>, u32) {
+        let Attached { link, number } = self.attached();
+        (link, number)
+    }
+
     /// The bell of an event.
     pub(crate) fn bell(&self) -> &Bell {
         self.bell.as_deref().expect("an event has a bell")
@@ -269,11 +301,13 @@ fn introduce(
     file: &OwnedFd,
     bell: Option<&Bell>,
     link: &Link,
+    ends: &[BorrowedFd<'_>],
 ) -> io::Result<(u32, u32)> {
     let number = link.next_object();
     let me = layout::next_client(region);
     let mut fds = vec![file.as_fd()];
     fds.extend(bell.map(AsFd::as_fd));
+    fds.extend(ends);
     link.open(number, me, &fds)?;
     Ok((number, me))
 }
@@ -287,7 +321,10 @@ impl Sleepers for Object {
         }
         if self.kind == Kind::Event {
             let Ok(()) = flag::rouse(&mut self.words(), layout::FLAG);
-            futex::wake(self.region.word32(layout::FLAG * 8));
+            futex::wake(self.region().word32(layout::FLAG * 8));
+        }
+        if let Some(arena) = self.mapped.arena() {
+            arena.rouse_all_of(self.me.load(Relaxed));
         }
     }
 }
@@ -296,6 +333,7 @@ impl Drop for Object {
     fn drop(&mut self) {
         let attached = self.attached();
         if attached.link.is_ours() {
+            attached.link.forget_bells(attached.number);
             attached.link.say(attached.number, Says::Close);
         } else {
             // A forked child that never used it.

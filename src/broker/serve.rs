@@ -16,23 +16,30 @@
 //! memory's size is sealed and checked, indices and numbers are checked, and who says something
 //! senseless is not listened to any more. Its death is still noticed and swept.
 
+mod queue;
+
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use self::queue::Queue;
 use crate::broker::barrier::{self, Barrier};
 use crate::broker::bell::Bell;
 use crate::broker::gate::{self, Gate};
 use crate::broker::layout::{self, Kind};
+use crate::broker::mapped::Mapped;
 use crate::broker::memory::{Answer, Answers, Memory, Rule, Shared, Ticket};
 use crate::broker::message::{self, Message, Place, Says};
+use crate::broker::queue::arena::NotMapped;
+use crate::broker::queue::keep::{Fds, Keep};
 use crate::broker::slot::{self, Wake};
 use crate::broker::word::NOBODY;
 use crate::sys::epoll::{Epoll, Interest};
@@ -65,6 +72,9 @@ pub(crate) struct Broker {
     next_peer: u64,
     objects: HashMap<Inode, Object>,
     deadlines: BTreeSet<(Duration, Inode)>,
+    /// What hangs up when the last handle of a queue is gone: for those that can put, and get. They
+    /// take their number from the same counter as peers.
+    ends: HashMap<u64, (Inode, [OwnedFd; 2])>,
     ready: Vec<u64>,
 }
 
@@ -78,11 +88,13 @@ struct Peer {
     bell: Bell,
     /// Its objects by its own numbers, and its number at each of them.
     opened: HashMap<u32, (Inode, u32)>,
+    /// Answers that the link has had no room for.
+    unsent: VecDeque<(Message, Fds)>,
 }
 
 #[derive(Debug)]
 struct Object {
-    region: Region,
+    mapped: Mapped,
     machine: Machine,
     /// Who uses it: the peer of each client's number.
     members: HashMap<u32, u64>,
@@ -94,6 +106,7 @@ enum Machine {
     Gate(Gate),
     Barrier(Barrier),
     Event(Bell),
+    Queue(Keep),
 }
 
 /// What is to be done about an object.
@@ -101,6 +114,7 @@ enum Machine {
 enum Request {
     Gate(gate::Request),
     Barrier(barrier::Request),
+    Queue(Queue),
 }
 
 /// The peer broke the protocol.
@@ -124,6 +138,7 @@ impl Broker {
             next_peer: 1,
             objects: HashMap::new(),
             deadlines: BTreeSet::new(),
+            ends: HashMap::new(),
             ready: Vec::new(),
         };
         Ok((broker, outside))
@@ -142,7 +157,11 @@ impl Broker {
                     self.timer.clear();
                     self.armed = None;
                 }
-                token if token & 1 == 0 => self.read(token / 2, MESSAGES_PER_TURN),
+                token if self.ends.contains_key(&(token / 2)) => self.end(token),
+                token if token & 1 == 0 => {
+                    self.flush(token / 2);
+                    self.read(token / 2, MESSAGES_PER_TURN);
+                }
                 token => self.bury(token / 2),
             }
         }
@@ -187,6 +206,7 @@ impl Broker {
             mailbox,
             bell,
             opened: HashMap::new(),
+            unsent: VecDeque::new(),
         };
         self.peers.insert(id, peer);
         Ok(())
@@ -211,8 +231,15 @@ impl Broker {
                 _ => return self.hang_up(id),
             };
             let message = Message::from_bytes(&bytes);
+            let mut fds = mem::take(&mut fds);
+            if came.fds_lost {
+                fds.clear();
+            }
             let done = match message {
-                Some(message) if !came.fds_lost => self.on(id, message, mem::take(&mut fds)),
+                // An item's descriptors are lost, of which its reader is told.
+                Some(message) if !came.fds_lost || matches!(message.says, Says::Deposit(_)) => {
+                    self.on(id, message, fds)
+                }
                 _ => Err(Violation),
             };
             if done.is_err() {
@@ -302,6 +329,17 @@ impl Broker {
             Says::Done(place) => Request::Barrier(barrier::Request::Done(ticket(place)?)),
             Says::Abort => Request::Barrier(barrier::Request::Abort),
             Says::Reset => Request::Barrier(barrier::Request::Reset),
+            Says::Ring(seat) => {
+                self.send_bell(id, inode, message.object, seat);
+                Request::Queue(Queue::Ring(seat))
+            }
+            Says::Patrol => Request::Queue(Queue::Patrol),
+            Says::Deposit(_) | Says::Withdraw(..) | Says::Forget(..) => {
+                let known = self.about_fds(id, (inode, client), message, fds);
+                return if known { Ok(()) } else { Err(Violation) };
+            }
+            // The broker says these itself.
+            Says::BellOf(_) | Says::Parcel(_) => return Err(Violation),
         };
         self.carry_out(inode, request)
     }
@@ -312,10 +350,11 @@ impl Broker {
         let mut fds = fds.into_iter();
         let file = fds.next().ok_or_else(refused)?;
         let inode = Inode::of(&file)?;
-        let known = match self.objects.entry(inode) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => place.insert(Object::new(&file, fds.next())?),
-        };
+        if let Entry::Vacant(place) = self.objects.entry(inode) {
+            place.insert(Object::new(&Arc::new(file), &mut fds)?);
+            self.watch_ends(inode, &mut fds)?;
+        }
+        let known = self.objects.get_mut(&inode).ok_or_else(refused)?;
         let peer = self.peers.get_mut(&id).ok_or_else(refused)?;
         let is_free = !known.members.contains_key(&client) && !peer.opened.contains_key(&object);
         if client == 0 || client == NOBODY || !is_free {
@@ -323,6 +362,10 @@ impl Broker {
         }
         known.members.insert(client, id);
         peer.opened.insert(object, (inode, client));
+        if matches!(known.machine, Machine::Queue(_)) {
+            // Somebody may have asked to ring it before we knew it, as requests come by many links.
+            peer.bell.ring();
+        }
         Ok(())
     }
 
@@ -340,11 +383,14 @@ impl Broker {
         let gone = match &object.machine {
             Machine::Gate(_) => Some(Request::Gate(gate::Request::Gone { client })),
             Machine::Barrier(_) => Some(Request::Barrier(barrier::Request::Gone { client })),
-            Machine::Event(_) if Shared(&object.region).breaks(Rule::EventDeathRings) => None,
+            Machine::Queue(_) => Some(Request::Queue(Queue::Gone(client))),
+            Machine::Event(_) if Shared(object.mapped.region()).breaks(Rule::EventDeathRings) => {
+                None
+            }
             Machine::Event(bell) => {
                 // It may have raised the flag and died before it rang.
                 bell.ring();
-                futex::wake(object.region.word32(layout::FLAG * 8));
+                futex::wake(object.mapped.region().word32(layout::FLAG * 8));
                 None
             }
         };
@@ -356,7 +402,17 @@ impl Broker {
             return;
         };
         object.members.remove(&client);
-        if object.members.is_empty() {
+        self.give_up_fds(inode, client);
+        self.drop_unused(inode);
+    }
+
+    /// Forgets an object without users, unless there are handles on their way.
+    fn drop_unused(&mut self, inode: Inode) {
+        let Some(object) = self.objects.get(&inode) else {
+            return;
+        };
+        let is_kept = matches!(&object.machine, Machine::Queue(keep) if keep.n_ends > 0);
+        if object.members.is_empty() && !is_kept {
             // What is to be remembered stands in the words, should somebody open it again.
             if let Some(object) = self.objects.remove(&inode)
                 && let Some(deadline) = object.deadline
@@ -370,13 +426,26 @@ impl Broker {
         let Some(object) = self.objects.get_mut(&inode) else {
             return Ok(());
         };
+        let now = self.start.elapsed();
+        if let Request::Queue(request) = request {
+            let (Machine::Queue(keep), Some(arena)) = (&mut object.machine, object.mapped.arena())
+            else {
+                return Err(Violation);
+            };
+            let members = &object.members;
+            let done = queue::carry_out(arena, members, &self.peers, keep, request, now);
+            if let Err(NotMapped) = done {
+                tracing::error!("a queue's memory cannot be mapped any more");
+            }
+            self.set_deadline(inode);
+            return Ok(());
+        }
         let mut hand = Hand {
-            words: Shared(&object.region),
+            words: Shared(object.mapped.region()),
             members: &object.members,
             peers: &self.peers,
             rung: HashSet::new(),
         };
-        let now = self.start.elapsed();
         let Ok(()) = match (&mut object.machine, request) {
             (Machine::Gate(gate), Request::Gate(request)) => gate.on(request, now, &mut hand),
             (Machine::Barrier(barrier), Request::Barrier(request)) => {
@@ -389,8 +458,18 @@ impl Broker {
                 peer.bell.ring();
             }
         }
+        self.set_deadline(inode);
+        Ok(())
+    }
+
+    /// Takes note of when an object wants to be looked at.
+    fn set_deadline(&mut self, inode: Inode) {
+        let Some(object) = self.objects.get_mut(&inode) else {
+            return;
+        };
         let deadline = match &object.machine {
             Machine::Gate(gate) => gate.deadline(),
+            Machine::Queue(keep) => keep.patrol,
             _ => None,
         };
         if deadline != object.deadline {
@@ -401,7 +480,6 @@ impl Broker {
             self.deadlines
                 .extend(deadline.map(|deadline| (deadline, inode)));
         }
-        Ok(())
     }
 
     /// Serves the objects whose waiters have waited long, and sets the timer for the next one.
@@ -417,7 +495,11 @@ impl Broker {
                 }
                 return;
             }
-            let _ = self.carry_out(inode, Request::Gate(gate::Request::Time));
+            let time = match self.objects.get(&inode).map(|object| &object.machine) {
+                Some(Machine::Queue(_)) => Request::Queue(Queue::Time),
+                _ => Request::Gate(gate::Request::Time),
+            };
+            let _ = self.carry_out(inode, time);
         }
     }
 }
@@ -429,26 +511,31 @@ impl AsFd for Broker {
 }
 
 impl Object {
-    fn new(file: &OwnedFd, bell: Option<OwnedFd>) -> io::Result<Self> {
-        let region = Region::map_all(file)?;
-        let kind = layout::kind_of(&region)?;
+    /// The object in `file`, with what else it needs out of `fds`.
+    fn new(file: &Arc<OwnedFd>, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<Self> {
+        let (mapped, kind) = Mapped::open(file)?;
+        let region = mapped.region();
         let machine = match kind {
             Kind::Lock | Kind::Semaphore => {
-                let ledger = layout::ledger(&region);
-                Machine::Gate(Gate::new(layout::gate(&region, kind), ledger))
+                let ledger = layout::ledger(region);
+                Machine::Gate(Gate::new(layout::gate(region, kind), ledger))
             }
             Kind::Barrier => {
                 let state = region
                     .word64(layout::BARRIER.state * 8)
                     .load(Ordering::Relaxed);
-                let parties = layout::size(&region);
-                let has_action = layout::has_action(&region);
+                let parties = layout::size(region);
+                let has_action = layout::has_action(region);
                 Machine::Barrier(Barrier::new(layout::BARRIER, parties, has_action, state))
             }
-            Kind::Event => Machine::Event(bell.ok_or(io::ErrorKind::InvalidInput)?.into()),
+            Kind::Event => {
+                let bell = fds.next().ok_or(io::ErrorKind::InvalidInput)?;
+                Machine::Event(bell.into())
+            }
+            Kind::Queue => Machine::Queue(Keep::default()),
         };
         Ok(Self {
-            region,
+            mapped,
             machine,
             members: HashMap::new(),
             deadline: None,

@@ -42,6 +42,38 @@ impl Region {
         Ok((Self::map_unchecked(&file, len)?, file))
     }
 
+    /// Makes a file like [`create`](Self::create), of which only the parts are mapped that are asked
+    /// for. Pages of it that nobody touches take no memory.
+    pub(crate) fn create_sparse(name: &CStr, len: NonZeroUsize) -> io::Result<OwnedFd> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create(name, flags)?;
+        let size = i64::try_from(len.get()).map_err(io::Error::other)?;
+        nix::unistd::ftruncate(&file, size)?;
+        fcntl(
+            &file,
+            FcntlArg::F_ADD_SEALS(size_seals() | SealFlag::F_SEAL_SEAL),
+        )?;
+        Ok(file)
+    }
+
+    /// Maps `len` bytes from `offset` on, a multiple of the page size, of a file that may come from
+    /// another process.
+    ///
+    /// Fails with [`io::ErrorKind::InvalidData`] when the file is shorter or could shrink.
+    pub(crate) fn map_part(file: impl AsFd, offset: usize, len: NonZeroUsize) -> io::Result<Self> {
+        let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| not_ours("is not a memfd"))?;
+        if !SealFlag::from_bits_retain(seals).contains(size_seals()) {
+            return Err(not_ours("has no seals on its size"));
+        }
+        let size = nix::sys::stat::fstat(&file)?.st_size;
+        let end = offset.checked_add(len.get());
+        let fits = end.and_then(|end| i64::try_from(end).ok());
+        if fits.is_none_or(|end| end > size) {
+            return Err(not_ours("is too short"));
+        }
+        Self::map_at(&file, offset, len)
+    }
+
     /// Maps a file that came from another process.
     ///
     /// Fails with [`io::ErrorKind::InvalidData`] when it is not of `len` bytes or could shrink.
@@ -67,9 +99,14 @@ impl Region {
     }
 
     fn map_unchecked(file: impl AsFd, len: NonZeroUsize) -> io::Result<Self> {
+        Self::map_at(file, 0, len)
+    }
+
+    fn map_at(file: impl AsFd, offset: usize, len: NonZeroUsize) -> io::Result<Self> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: no address is asked for, so no other mapping is replaced.
-        let base = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, file, 0) }?;
+        let base = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, file, offset) }?;
         Ok(Self {
             base: base.cast(),
             len,

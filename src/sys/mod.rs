@@ -7,6 +7,7 @@
 pub(crate) mod async_fd;
 pub(crate) mod child_setup;
 pub(crate) mod clone;
+pub(crate) mod cpu;
 pub(crate) mod entry_hook;
 pub(crate) mod environment;
 pub(crate) mod epoll;

@@ -1,0 +1,111 @@
+//! Putting and getting with all wake-ups: the steps of [`steps`] and [`wait`], put together.
+
+use super::steps::{self, Got, Put};
+use super::wait::{self, Bells};
+use super::words::{For, LIMIT};
+use crate::broker::memory::Rule;
+
+/// Puts the slot that we filled, and wakes whoever should look.
+#[inline]
+pub(crate) fn put<M: Bells>(
+    memory: &mut M,
+    me: u32,
+    slot: usize,
+    near: usize,
+) -> Result<Put, M::Stop> {
+    if memory.breaks(Rule::QueueWakesAfterLink) {
+        wait::wake_one(memory, For::Item, near)?;
+        return steps::publish(memory, me, slot);
+    }
+    let put = steps::publish(memory, me, slot)?;
+    if put == Put::Done {
+        wait::wake_one(memory, For::Item, near)?;
+        if memory.load(LIMIT)? != 0 {
+            // Whoever made room for more than us may have been stopped before it told.
+            wait::serve_any(memory, For::Room, near)?;
+        }
+    }
+    Ok(put)
+}
+
+/// Takes the first item, and wakes whoever should look.
+#[inline]
+pub(crate) fn take<M: Bells>(memory: &mut M, me: u32, near: usize) -> Result<Got, M::Stop> {
+    let got = steps::take(memory, me)?;
+    if let Got::Slot(_) = got {
+        if memory.load(LIMIT)? != 0 {
+            wait::serve_any(memory, For::Room, near)?;
+        }
+        if !memory.breaks(Rule::QueueTakerWakesNext) {
+            // Whoever put what is left may have been stopped before it told.
+            wait::serve_any(memory, For::Item, near)?;
+        }
+    }
+    Ok(got)
+}
+
+/// Puts back the item whose slot we took.
+pub(crate) fn put_back<M: Bells>(memory: &mut M, slot: usize, near: usize) -> Result<(), M::Stop> {
+    steps::put_back(memory, slot)?;
+    wait::serve_any(memory, For::Item, near)
+}
+
+/// We have got the item whose slot we took: `seat` owes that it is done with.
+#[inline]
+pub(crate) fn leave<M: Bells>(
+    memory: &mut M,
+    me: u32,
+    seat: usize,
+    slot: usize,
+    leases: bool,
+) -> Result<(), M::Stop> {
+    steps::leave(memory, me, seat, slot)?;
+    if leases {
+        tell_the_last(memory)?;
+    }
+    Ok(())
+}
+
+/// The item that we have leased is done with.
+pub(crate) fn settle_lease<M: Bells>(memory: &mut M, me: u32, slot: usize) -> Result<(), M::Stop> {
+    steps::discard(memory, me, slot)?;
+    wait::serve_any(memory, For::Done, 0)?;
+    tell_the_last(memory)
+}
+
+/// An item that was got is done with. False if there is none.
+pub(crate) fn done<M: Bells>(memory: &mut M, seat: usize) -> Result<bool, M::Stop> {
+    let was_one = steps::done(memory, seat)?;
+    if was_one {
+        wait::serve_any(memory, For::Done, 0)?;
+    }
+    Ok(was_one)
+}
+
+/// Lets nothing in any more, and tells everybody.
+pub(crate) fn close<M: Bells>(memory: &mut M) -> Result<(), M::Stop> {
+    steps::close(memory)?;
+    wait::wake_all(memory, For::Item)?;
+    wait::wake_all(memory, For::Room)
+}
+
+/// Ends a wait, whatever came of it.
+///
+/// Somebody may have been about to wake us for one more thing, so another one is woken if there is
+/// something. Until that is done our word says that we are on the way, so that the patrol looks after
+/// it should we be stopped here.
+pub(crate) fn end_wait<M: Bells>(memory: &mut M, seat: usize, what: For) -> Result<(), M::Stop> {
+    wait::accept_no_more(memory, seat, what)?;
+    if !memory.breaks(Rule::QueueWokenPassesOn) {
+        wait::serve_any(memory, what, seat + 1)?;
+    }
+    wait::end(memory, seat, what)
+}
+
+/// Who waits at a closed queue for what might have come back may wait in vain now.
+fn tell_the_last<M: Bells>(memory: &mut M) -> Result<(), M::Stop> {
+    if wait::is_any(memory, For::Item)? && steps::is_closed(memory)? {
+        wait::wake_all(memory, For::Item)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! What the broker keeps for a queue: descriptors of items, and when to patrol.
+//!
+//! An item's descriptors are given to the broker before the item is put, under a key that stands in
+//! the item's slot. Whoever takes the item asks for them and gets copies; they are dropped when the
+//! item has left the queue. So a consumer that dies in between takes nothing along.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a woken sleeper may take before another one is woken in its place.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Descriptors of one item.
+pub(crate) type Fds = Vec<Arc<OwnedFd>>;
+
+/// Somebody who wants an item's descriptors: the peer, its number for the queue, and its ticket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) peer: u64,
+    pub(crate) object: u32,
+    pub(crate) ticket: u32,
+}
+
+/// The broker's side of a queue.
+#[derive(Debug, Default)]
+pub(crate) struct Keep {
+    deposits: HashMap<u64, Fds>,
+    wanted: Vec<(u64, Wanted)>,
+    /// When to look after sleepers that were woken.
+    pub(crate) patrol: Option<Duration>,
+    /// How many kinds of handles there still are: 2, or less when a pipe has hung up.
+    pub(crate) n_ends: u32,
+}
+
+/// The key of a deposit: who made it, and its number there.
+pub(crate) fn key(client: u32, number: u32) -> u64 {
+    u64::from(client) << 32 | u64::from(number)
+}
+
+impl Keep {
+    /// Takes descriptors in; who waits for them gets them.
+    pub(crate) fn deposit(&mut self, key: u64, fds: Fds) -> Vec<(Wanted, Fds)> {
+        let for_key = |(wanted, _): &mut (u64, Wanted)| *wanted == key;
+        let wanted: Vec<_> = self.wanted.extract_if(.., for_key).collect();
+        let answers = wanted
+            .into_iter()
+            .map(|(_, wanted)| (wanted, fds.clone()))
+            .collect();
+        self.deposits.insert(key, fds);
+        answers
+    }
+
+    /// Gives descriptors out, none if they are lost. Nothing if they are still on their way.
+    pub(crate) fn withdraw(&mut self, key: u64, wanted: Wanted, may_come: bool) -> Option<Fds> {
+        if let Some(fds) = self.deposits.get(&key) {
+            return Some(fds.clone());
+        }
+        if !may_come {
+            return Some(Fds::new());
+        }
+        self.wanted.push((key, wanted));
+        None
+    }
+
+    /// The item has left.
+    pub(crate) fn forget(&mut self, key: u64) {
+        self.deposits.remove(&key);
+    }
+
+    /// A process is gone: nothing of it is still on its way. Who waits for it in vain.
+    pub(crate) fn gone(&mut self, client: u32) -> Vec<Wanted> {
+        let of_client = |(key, _): &mut (u64, Wanted)| (*key >> 32) as u32 == client;
+        let lost = self.wanted.extract_if(.., of_client);
+        lost.map(|(_, wanted)| wanted).collect()
+    }
+}

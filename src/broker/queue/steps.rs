@@ -1,0 +1,627 @@
+//! What producers and consumers do to a queue's words.
+//!
+//! The items that wait are a linked list of slots, from [`HEAD`] to [`TAIL`], after Michael and Scott
+//! (PODC 1996); a slot is what they call a node, and the one at the head is spent. The list is never
+//! locked: whatever one process leaves half done the next one completes, so neither a killed nor a
+//! stopped process is ever waited for.
+//!
+//! **Put.** *Claim* a slot that is nobody's (its state names us), fill it, then *link* it behind the
+//! last one: this exchange is the moment at which the item is in the queue. Until then nobody sees
+//! it, so a slow or stopped writer is passed over without anybody having to know; and a producer that
+//! puts one item after the other links them in this order. Who links or finds a new last slot first
+//! marks it FULL and then moves the tail: so all but the last are marked, and the sweep can tell
+//! whether a dead writer had linked.
+//!
+//! **Get.** The first slot behind the head is *taken* by the exchange from FULL to READING with our
+//! number; then whoever comes next moves the head. The item is copied, and the slot left. A reader
+//! that gives up or dies meanwhile puts the slot back as it stands (RETURNED), where getters find it
+//! by looking over all slots; this is rare. So an item is lost only with a process that has got it.
+//!
+//! **Limit.** Position of the tail less position of the head is the number of items. The head is read
+//! before the exchange that links and only grows, so the limit is exact.
+//!
+//! **Reuse.** A slot that is DONE is nobody's as soon as the head has passed its position, which
+//! everybody can see: there is no list of free slots that could be left in disorder. Slots are sought
+//! from where the last search ended, and their number grows when there are few free ones.
+//!
+//! **Close** is an exchange of the last link as well, so no item can get in after it.
+
+use std::sync::atomic::Ordering::AcqRel;
+
+use super::words::{
+    self, BLOCKS, For, HEAD, Kind, LIMIT, MOST, RETURNS, RETURNS_SEEN, SLOTS, State, TAIL,
+};
+use crate::broker::memory::{Memory, Rule};
+
+/// How many slots or blocks are looked at before more are taken into use.
+const LOOKS: u64 = 64;
+
+/// How a put ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Put {
+    /// The item is in the queue; so many more have room.
+    Done,
+    /// There is no room.
+    Full,
+    /// Nothing is put into the queue any more.
+    Closed,
+}
+
+/// How a get ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Got {
+    /// This slot is ours.
+    Slot(usize),
+    /// There is nothing.
+    Empty,
+    /// There is nothing, and nothing will come.
+    Closed,
+}
+
+/// Makes zeroed memory an empty queue.
+pub(crate) fn create<M: Memory>(memory: &mut M, limit: u64, leases: bool) -> Result<(), M::Stop> {
+    memory.store(LIMIT, limit)?;
+    memory.store(words::OPTIONS, leases.into())?;
+    memory.store(SLOTS, words::AT_FIRST)?;
+    memory.store(BLOCKS, words::AT_FIRST)?;
+    // The first slot is spent from the beginning, at position 1.
+    memory.store(words::state(0), State::word(Kind::Done, 0, 1))?;
+    memory.store(words::next(0), words::end(1))?;
+    memory.store(HEAD, words::link(1, 0))?;
+    memory.store(TAIL, words::link(1, 0))
+}
+
+/// Makes a slot that is nobody's ours. `near` is where to look first. Nothing if there are too many.
+#[inline]
+pub(crate) fn claim<M: Memory>(
+    memory: &mut M,
+    me: u32,
+    near: usize,
+) -> Result<Option<usize>, M::Stop> {
+    let mut place = near;
+    loop {
+        let n_slots = memory.load(SLOTS)?.min(MOST as u64);
+        let head = words::position(memory.load(HEAD)?);
+        for _ in 0..LOOKS.min(n_slots) {
+            let slot = if place < n_slots as usize { place } else { 0 };
+            place = slot + 1;
+            let word = memory.load(words::state(slot))?;
+            let state = State::of(word);
+            let passed = words::distance(state.position, head) > 0
+                || memory.breaks(Rule::QueueReusesPassedSlots);
+            if (state.kind == Kind::Free || state.kind == Kind::Done && passed)
+                && memory
+                    .replace(
+                        words::state(slot),
+                        word,
+                        State::word(Kind::Writing, me, 0),
+                        AcqRel,
+                    )?
+                    .is_ok()
+            {
+                return Ok(Some(slot));
+            }
+        }
+        if !grow(memory, SLOTS, n_slots)? {
+            return Ok(None);
+        }
+        place = n_slots as usize;
+    }
+}
+
+/// Takes more slots or blocks into use. False if there are as many as there can be.
+fn grow<M: Memory>(memory: &mut M, word: usize, n: u64) -> Result<bool, M::Stop> {
+    if n >= MOST as u64 {
+        return Ok(false);
+    }
+    let more = (n / 4).clamp(words::AT_FIRST, 1 << 16);
+    // A failure means that somebody else has done it.
+    let _ = memory.replace(word, n, (n + more).min(MOST as u64), AcqRel)?;
+    Ok(true)
+}
+
+/// Makes so many blocks ours, as a chain of `slot`. False if there are too many in use; then what was
+/// claimed is in the chain all the same.
+pub(crate) fn claim_blocks<M: Memory>(
+    memory: &mut M,
+    slot: usize,
+    mut n: usize,
+    near: usize,
+) -> Result<bool, M::Stop> {
+    let mut place = near;
+    let mut last = None;
+    while n > 0 {
+        let n_blocks = memory.load(BLOCKS)?.min(MOST as u64);
+        let mut found = false;
+        for _ in 0..LOOKS.min(n_blocks) {
+            let block = if place < n_blocks as usize { place } else { 0 };
+            place = block + 1;
+            let word = words::block(block);
+            if memory.load(word)? != 0
+                || memory
+                    .replace(word, 0, words::block_of(slot, 0), AcqRel)?
+                    .is_err()
+            {
+                continue;
+            }
+            found = true;
+            match last {
+                None => memory.store(words::chain(slot), block as u64 + 1)?,
+                Some(last) => {
+                    memory.store(words::block(last), words::block_of(slot, block as u64 + 1))?;
+                }
+            }
+            last = Some(block);
+            n -= 1;
+            if n == 0 {
+                break;
+            }
+        }
+        if !found {
+            if !grow(memory, BLOCKS, n_blocks)? {
+                return Ok(false);
+            }
+            place = n_blocks as usize;
+        }
+    }
+    Ok(true)
+}
+
+/// Gives the chain of a slot of ours back.
+pub(crate) fn free_blocks<M: Memory>(memory: &mut M, slot: usize) -> Result<(), M::Stop> {
+    let mut next = memory.load(words::chain(slot))?.checked_sub(1);
+    // Who scribbles over the memory can lead us astray, but not for ever: each step frees a block.
+    while let Some(block) = next.filter(|block| *block < MOST as u64) {
+        let word = memory.load(words::block(block as usize))?;
+        if words::block_owner(word) != Some(slot) {
+            break;
+        }
+        memory.store(words::block(block as usize), 0)?;
+        next = words::block_next(word).map(|next| next as u64);
+    }
+    memory.store(words::chain(slot), 0)
+}
+
+/// Puts the slot that we filled into the queue.
+#[inline]
+pub(crate) fn publish<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result<Put, M::Stop> {
+    let limit = memory.load(LIMIT)?;
+    loop {
+        let tail = memory.load(TAIL)?;
+        let last = words::slot(tail);
+        let next = memory.load(words::next(last))?;
+        if words::position(next) != words::position(tail) {
+            // The tail has moved on, and this slot has been used again.
+            continue;
+        }
+        if words::is_closed(next) {
+            return Ok(Put::Closed);
+        }
+        if !words::is_end(next) {
+            advance_tail(memory, tail, words::slot(next))?;
+            continue;
+        }
+        if limit != 0 {
+            let head = memory.load(HEAD)?;
+            let n = words::distance(words::position(head), words::position(tail));
+            let slack = i64::from(memory.breaks(Rule::QueueLimitIsExact));
+            if n >= limit.cast_signed() + slack {
+                if !memory.breaks(Rule::QueueFullMovesHead) && head_is_behind(memory, head)? {
+                    continue;
+                }
+                if memory.load(HEAD)? != head {
+                    continue;
+                }
+                return Ok(Put::Full);
+            }
+        }
+        let position = words::after(words::position(tail));
+        memory.store(words::state(slot), State::word(Kind::Writing, me, position))?;
+        memory.store(words::next(slot), words::end(position))?;
+        let linked = words::link(words::position(tail), slot);
+        if memory.breaks(Rule::QueueLinkIsOneStep) {
+            memory.store(words::next(last), linked)?;
+            advance_tail(memory, tail, slot)?;
+            return Ok(Put::Done);
+        }
+        if memory
+            .replace(words::next(last), next, linked, AcqRel)?
+            .is_ok()
+        {
+            advance_tail(memory, tail, slot)?;
+            return Ok(Put::Done);
+        }
+    }
+}
+
+/// Moves the head if the item behind it has been taken. True if it is worth looking again.
+fn head_is_behind<M: Memory>(memory: &mut M, head: u64) -> Result<bool, M::Stop> {
+    let next = memory.load(words::next(words::slot(head)))?;
+    if words::position(next) != words::position(head) {
+        return Ok(true);
+    }
+    if words::is_end(next) || words::is_closed(next) {
+        return Ok(false);
+    }
+    let first = words::slot(next);
+    let position = words::after(words::position(head));
+    let state = State::of(memory.load(words::state(first))?);
+    if matches!(state.kind, Kind::Full | Kind::Writing) && state.position == position {
+        return Ok(false);
+    }
+    advance_head(memory, head, first)?;
+    Ok(true)
+}
+
+/// Marks what was linked behind `tail`, then moves the tail there.
+#[inline]
+fn advance_tail<M: Memory>(memory: &mut M, tail: u64, slot: usize) -> Result<(), M::Stop> {
+    let position = words::after(words::position(tail));
+    if !memory.breaks(Rule::QueueMarksBeforeTail) {
+        mark(memory, slot, position)?;
+    }
+    let _ = memory.replace(TAIL, tail, words::link(position, slot), AcqRel)?;
+    if memory.breaks(Rule::QueueMarksBeforeTail) {
+        mark(memory, slot, position)?;
+    }
+    Ok(())
+}
+
+#[inline]
+fn mark<M: Memory>(memory: &mut M, slot: usize, position: u64) -> Result<(), M::Stop> {
+    let word = memory.load(words::state(slot))?;
+    let state = State::of(word);
+    if state.kind == Kind::Writing && state.position == position {
+        let full = State::word(Kind::Full, 0, position);
+        let _ = memory.replace(words::state(slot), word, full, AcqRel)?;
+    }
+    Ok(())
+}
+
+/// Moves the head to `slot`, which was taken; never past the tail.
+#[inline]
+fn advance_head<M: Memory>(memory: &mut M, head: u64, slot: usize) -> Result<(), M::Stop> {
+    let position = words::after(words::position(head));
+    let next = words::link(position, slot);
+    if !memory.breaks(Rule::QueueTailBeforeHead) && memory.load(TAIL)? == head {
+        let _ = memory.replace(TAIL, head, next, AcqRel)?;
+    }
+    let _ = memory.replace(HEAD, head, next, AcqRel)?;
+    Ok(())
+}
+
+/// Takes the first item.
+#[inline]
+pub(crate) fn take<M: Memory>(memory: &mut M, me: u32) -> Result<Got, M::Stop> {
+    if let Some(slot) = take_returned(memory, me)? {
+        return Ok(Got::Slot(slot));
+    }
+    loop {
+        let head = memory.load(HEAD)?;
+        let next = memory.load(words::next(words::slot(head)))?;
+        if words::position(next) != words::position(head) {
+            // The head has moved on, and this slot has been used again.
+            continue;
+        }
+        if words::is_end(next) {
+            return Ok(Got::Empty);
+        }
+        if words::is_closed(next) {
+            return Ok(Got::Closed);
+        }
+        let first = words::slot(next);
+        let position = words::after(words::position(head));
+        let word = memory.load(words::state(first))?;
+        let state = State::of(word);
+        if state.position == position && state.kind == Kind::Writing {
+            // Linked a moment ago, and its writer was stopped or killed right then.
+            advance_tail(memory, head, first)?;
+            continue;
+        }
+        if state.position == position && state.kind == Kind::Full {
+            let mine = State::word(Kind::Reading, me, position);
+            if memory.breaks(Rule::QueueTakeIsOneStep) {
+                memory.store(words::state(first), mine)?;
+                advance_head(memory, head, first)?;
+                return Ok(Got::Slot(first));
+            }
+            if memory
+                .replace(words::state(first), word, mine, AcqRel)?
+                .is_ok()
+            {
+                advance_head(memory, head, first)?;
+                return Ok(Got::Slot(first));
+            }
+            continue;
+        }
+        advance_head(memory, head, first)?;
+    }
+}
+
+/// Takes the oldest item that was put back.
+#[inline]
+fn take_returned<M: Memory>(memory: &mut M, me: u32) -> Result<Option<usize>, M::Stop> {
+    let returns = memory.load(RETURNS)?;
+    if returns == memory.load(RETURNS_SEEN)? {
+        return Ok(None);
+    }
+    search_returned(memory, me, returns)
+}
+
+#[cold]
+fn search_returned<M: Memory>(
+    memory: &mut M,
+    me: u32,
+    returns: u64,
+) -> Result<Option<usize>, M::Stop> {
+    let seen = memory.load(RETURNS_SEEN)?;
+    while let Some((slot, word)) = oldest_returned(memory)? {
+        let position = State::of(word).position;
+        let mine = State::word(Kind::Reading, me, position);
+        if memory
+            .replace(words::state(slot), word, mine, AcqRel)?
+            .is_ok()
+        {
+            return Ok(Some(slot));
+        }
+    }
+    // What is put back from now on is counted afterwards.
+    let _ = memory.replace(RETURNS_SEEN, seen, returns, AcqRel)?;
+    Ok(None)
+}
+
+fn oldest_returned<M: Memory>(memory: &mut M) -> Result<Option<(usize, u64)>, M::Stop> {
+    let mut oldest: Option<(usize, u64)> = None;
+    for slot in 0..n_slots(memory)? {
+        let word = memory.load(words::state(slot))?;
+        let state = State::of(word);
+        let is_older = oldest.is_none_or(|(_, other)| {
+            words::distance(state.position, State::of(other).position) > 0
+        });
+        if state.kind == Kind::Returned && is_older {
+            oldest = Some((slot, word));
+        }
+    }
+    Ok(oldest)
+}
+
+/// Slots in use.
+pub(crate) fn n_slots<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
+    Ok(memory.load(SLOTS)?.min(MOST as u64) as usize)
+}
+
+/// We have got the item whose slot we took: `seat` owes that it is done with.
+#[inline]
+pub(crate) fn leave<M: Memory>(
+    memory: &mut M,
+    me: u32,
+    seat: usize,
+    slot: usize,
+) -> Result<(), M::Stop> {
+    let owes_first = !memory.breaks(Rule::QueueOwesBeforeLeaving);
+    if owes_first {
+        owe(memory, seat)?;
+    }
+    discard(memory, me, slot)?;
+    if !owes_first {
+        owe(memory, seat)?;
+    }
+    Ok(())
+}
+
+/// Gives up a slot of ours and the item in it.
+#[inline]
+pub(crate) fn discard<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result<(), M::Stop> {
+    let position = State::of(memory.load(words::state(slot))?).position;
+    if memory.load(words::chain(slot))? != 0 {
+        // From here on the item cannot be put back.
+        memory.store(words::state(slot), State::word(Kind::Leaving, me, position))?;
+        free_blocks(memory, slot)?;
+    }
+    memory.store(words::state(slot), State::word(Kind::Done, 0, position))
+}
+
+/// Gives up a slot that we claimed and did not link.
+pub(crate) fn unclaim<M: Memory>(memory: &mut M, slot: usize) -> Result<(), M::Stop> {
+    free_blocks(memory, slot)?;
+    memory.store(words::state(slot), State::word(Kind::Free, 0, 0))
+}
+
+/// Keeps the slot that we took until the item is done with.
+pub(crate) fn lease<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result<(), M::Stop> {
+    let position = State::of(memory.load(words::state(slot))?).position;
+    memory.store(words::state(slot), State::word(Kind::Leased, me, position))
+}
+
+/// Puts the item back whose slot we took.
+pub(crate) fn put_back<M: Memory>(memory: &mut M, slot: usize) -> Result<(), M::Stop> {
+    let position = State::of(memory.load(words::state(slot))?).position;
+    memory.store(words::state(slot), State::word(Kind::Returned, 0, position))?;
+    if memory.breaks(Rule::QueueReturnIsCounted) {
+        return Ok(());
+    }
+    count_return(memory)
+}
+
+/// Has getters look for items that were put back.
+pub(crate) fn count_return<M: Memory>(memory: &mut M) -> Result<(), M::Stop> {
+    add(memory, RETURNS)
+}
+
+#[inline]
+fn owe<M: Memory>(memory: &mut M, seat: usize) -> Result<(), M::Stop> {
+    add(memory, words::owed(seat))
+}
+
+#[inline]
+fn add<M: Memory>(memory: &mut M, word: usize) -> Result<(), M::Stop> {
+    let mut seen = memory.load(word)?;
+    while let Err(now) = memory.replace(word, seen, seen.wrapping_add(1), AcqRel)? {
+        seen = now;
+    }
+    Ok(())
+}
+
+/// An item that was got is done with. False if there is none.
+pub(crate) fn done<M: Memory>(memory: &mut M, seat: usize) -> Result<bool, M::Stop> {
+    let n_seats = memory.load(words::SEATS)?.min(words::SEATS_MAX as u64) as usize;
+    for seat in std::iter::once(seat).chain(0..n_seats) {
+        let mut owed = memory.load(words::owed(seat))?;
+        while owed > 0 {
+            match memory.replace(words::owed(seat), owed, owed - 1, AcqRel)? {
+                Ok(_) => return Ok(true),
+                Err(now) => owed = now,
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Whether every item that was put has been got and reported as done.
+pub(crate) fn is_done<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
+    let tail = settle(memory)?;
+    // An item goes from its slot to a seat, or back into the slot, and is always in one of them:
+    // looked at in this order it is seen, and the same tail in the end tells that none came.
+    if any_slot(memory, |state| {
+        matches!(
+            state.kind,
+            Kind::Full | Kind::Reading | Kind::Leased | Kind::Returned
+        )
+    })? {
+        return Ok(false);
+    }
+    let n_seats = memory.load(words::SEATS)?.min(words::SEATS_MAX as u64) as usize;
+    for seat in 0..n_seats {
+        if memory.load(words::owed(seat))? != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(settle(memory)? == tail)
+}
+
+/// Whether somebody has an item that may come back.
+pub(crate) fn is_any_out<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
+    any_slot(memory, |state| {
+        matches!(state.kind, Kind::Reading | Kind::Leased | Kind::Returned)
+    })
+}
+
+fn any_slot<M: Memory>(memory: &mut M, is_it: impl Fn(State) -> bool) -> Result<bool, M::Stop> {
+    for slot in 0..n_slots(memory)? {
+        if is_it(State::of(memory.load(words::state(slot))?)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Completes what a put left half done; the tail.
+pub(crate) fn settle<M: Memory>(memory: &mut M) -> Result<u64, M::Stop> {
+    loop {
+        let tail = memory.load(TAIL)?;
+        let next = memory.load(words::next(words::slot(tail)))?;
+        if words::position(next) != words::position(tail) {
+            continue;
+        }
+        if words::is_end(next) || words::is_closed(next) {
+            return Ok(tail);
+        }
+        advance_tail(memory, tail, words::slot(next))?;
+    }
+}
+
+/// How many items are in the queue.
+pub(crate) fn count<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
+    loop {
+        let tail = settle(memory)?;
+        let head = memory.load(HEAD)?;
+        if head_is_behind(memory, head)? {
+            continue;
+        }
+        let mut returned = 0;
+        let returns = memory.load(RETURNS)?;
+        if returns != memory.load(RETURNS_SEEN)? {
+            for slot in 0..n_slots(memory)? {
+                let state = State::of(memory.load(words::state(slot))?);
+                returned += usize::from(state.kind == Kind::Returned);
+            }
+        }
+        // Neither has moved, so both were there at one moment.
+        if settle(memory)? == tail
+            && memory.load(HEAD)? == head
+            && !head_is_behind(memory, head)?
+            && memory.load(RETURNS)? == returns
+        {
+            let n = words::distance(words::position(head), words::position(tail));
+            return Ok(n.max(0) as usize + returned);
+        }
+    }
+}
+
+/// Lets nothing in any more. False if that was so before.
+pub(crate) fn close<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
+    loop {
+        let tail = settle(memory)?;
+        let position = words::position(tail);
+        let word = words::next(words::slot(tail));
+        let next = memory.load(word)?;
+        if words::position(next) != position {
+            continue;
+        }
+        if words::is_closed(next) {
+            return Ok(false);
+        }
+        if words::is_end(next)
+            && memory
+                .replace(word, next, words::closed(position), AcqRel)?
+                .is_ok()
+        {
+            return Ok(true);
+        }
+    }
+}
+
+/// Whether nothing gets in any more.
+pub(crate) fn is_closed<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
+    loop {
+        let tail = settle(memory)?;
+        let next = memory.load(words::next(words::slot(tail)))?;
+        if words::position(next) == words::position(tail) {
+            return Ok(words::is_closed(next));
+        }
+    }
+}
+
+/// Whether an item could be got now, so that somebody who waits for one should look.
+#[inline]
+pub(crate) fn has_item<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
+    if memory.load(RETURNS)? != memory.load(RETURNS_SEEN)? {
+        return Ok(true);
+    }
+    let head = memory.load(HEAD)?;
+    let next = memory.load(words::next(words::slot(head)))?;
+    Ok(words::position(next) != words::position(head) || !words::is_end(next))
+}
+
+/// Whether an item could be put now, so that somebody who waits for room should look.
+#[inline]
+pub(crate) fn has_room<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
+    let limit = memory.load(LIMIT)?;
+    if limit == 0 {
+        return Ok(true);
+    }
+    let tail = memory.load(TAIL)?;
+    let head = memory.load(HEAD)?;
+    let n = words::distance(words::position(head), words::position(tail));
+    Ok(n < limit.cast_signed() || head_is_behind(memory, head)? || is_closed(memory)?)
+}
+
+/// Whether somebody who waits so should look.
+#[inline]
+pub(crate) fn is_there<M: Memory>(memory: &mut M, what: For) -> Result<bool, M::Stop> {
+    match what {
+        For::Item => has_item(memory),
+        For::Room => has_room(memory),
+        For::Done => is_done(memory),
+    }
+}

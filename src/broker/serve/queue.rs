@@ -1,0 +1,247 @@
+//! The broker's part in queues: bells, descriptors of items, the end of the last handle, and deaths.
+//!
+//! Two pipes tell when nobody can put, or nobody can get, any more: each handle, in whatever process
+//! or message, keeps the writing end of its pipe open, and the broker has the reading ends. So the
+//! kernel counts, and a handle that dies with its process or with a message that nobody receives
+//! counts no more.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Broker, Machine, Peer, Request};
+use crate::broker::memory::Memory;
+use crate::broker::message::{Message, Says};
+use crate::broker::queue::arena::{Arena, NotMapped, WithBells};
+use crate::broker::queue::keep::{self, Fds, Keep, Wanted};
+use crate::broker::queue::wait::Bells;
+use crate::broker::queue::{deal, sweep, words};
+use crate::broker::slot::Wake;
+use crate::sys::epoll::Interest;
+use crate::sys::inode::Inode;
+use crate::sys::socket::{self, Wait};
+
+/// What is to be done about a queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Queue {
+    /// This client is gone.
+    Gone(u32),
+    /// Ring this seat.
+    Ring(u32),
+    /// Look after sleepers in a while.
+    Patrol,
+    /// Look after them now.
+    Time,
+    /// Nobody can put, or nobody can get, any more.
+    Close,
+}
+
+impl Broker {
+    /// Watches the ends of a new queue, which only its creator has.
+    pub(super) fn watch_ends(
+        &mut self,
+        inode: Inode,
+        fds: &mut impl Iterator<Item = OwnedFd>,
+    ) -> io::Result<()> {
+        let Some(object) = self.objects.get_mut(&inode) else {
+            return Ok(());
+        };
+        if let Machine::Queue(keep) = &mut object.machine
+            && let (Some(put), Some(get)) = (fds.next(), fds.next())
+        {
+            let end = self.next_peer;
+            self.next_peer += 1;
+            self.epoll.add(&put, 2 * end, Interest::Read)?;
+            self.epoll.add(&get, 2 * end + 1, Interest::Read)?;
+            self.ends.insert(end, (inode, [put, get]));
+            keep.n_ends = 2;
+        }
+        Ok(())
+    }
+
+    /// Nobody can put into a queue, or nobody can get from it, any more.
+    pub(super) fn end(&mut self, token: u64) {
+        let Some((inode, pipes)) = self.ends.get(&(token / 2)) else {
+            return;
+        };
+        let inode = *inode;
+        // A failure means that this one had hung up before.
+        if self.epoll.remove(&pipes[(token & 1) as usize]).is_err() {
+            return;
+        }
+        let _ = self.carry_out(inode, Request::Queue(Queue::Close));
+        let Some(object) = self.objects.get_mut(&inode) else {
+            return;
+        };
+        if let Machine::Queue(keep) = &mut object.machine {
+            keep.n_ends -= 1;
+            if keep.n_ends == 0 {
+                self.ends.remove(&(token / 2));
+                self.drop_unused(inode);
+            }
+        }
+    }
+
+    /// Carries out what a message says about an item's descriptors. False if it is about other
+    /// things.
+    pub(super) fn about_fds(
+        &mut self,
+        id: u64,
+        (inode, client): (Inode, u32),
+        message: Message,
+        fds: Vec<OwnedFd>,
+    ) -> bool {
+        let Some(object) = self.objects.get_mut(&inode) else {
+            return false;
+        };
+        let Machine::Queue(keep) = &mut object.machine else {
+            return false;
+        };
+        match message.says {
+            Says::Deposit(number) => {
+                let fds = fds.into_iter().map(Arc::new).collect();
+                for (wanted, fds) in keep.deposit(keep::key(client, number), fds) {
+                    self.send(wanted, fds);
+                }
+            }
+            Says::Withdraw(of, number, ticket) => {
+                let wanted = Wanted {
+                    peer: id,
+                    object: message.object,
+                    ticket,
+                };
+                let may_come = object.members.contains_key(&of);
+                if let Some(fds) = keep.withdraw(keep::key(of, number), wanted, may_come) {
+                    self.send(wanted, fds);
+                }
+            }
+            Says::Forget(of, number) => keep.forget(keep::key(of, number)),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Those who wait for something of a client that is gone get nothing.
+    pub(super) fn give_up_fds(&mut self, inode: Inode, client: u32) {
+        let Some(object) = self.objects.get_mut(&inode) else {
+            return;
+        };
+        if let Machine::Queue(keep) = &mut object.machine {
+            for wanted in keep.gone(client) {
+                self.send(wanted, Fds::new());
+            }
+        }
+    }
+
+    fn send(&mut self, wanted: Wanted, fds: Fds) {
+        let message = Message {
+            object: wanted.object,
+            says: Says::Parcel(wanted.ticket),
+        };
+        self.answer(wanted.peer, message, fds);
+    }
+
+    /// Gives out the bell of the process in this seat.
+    pub(super) fn send_bell(&mut self, id: u64, inode: Inode, object: u32, seat: u32) {
+        let Some(known) = self.objects.get(&inode) else {
+            return;
+        };
+        let Some(mut arena) = known.mapped.arena() else {
+            return;
+        };
+        if seat as usize >= words::SEATS_MAX {
+            return;
+        }
+        let Ok(client) = arena.load(words::owner(seat as usize)) else {
+            return;
+        };
+        let client = client as u32;
+        let peer = known.members.get(&client);
+        let peer = peer.and_then(|id| self.peers.get(id));
+        let bell = peer.and_then(|peer| peer.bell.as_fd().try_clone_to_owned().ok());
+        if let Some(bell) = bell {
+            let says = Says::BellOf(client);
+            self.answer(id, Message { object, says }, vec![Arc::new(bell)]);
+        }
+    }
+
+    /// Sends an answer as soon as there is room for it.
+    fn answer(&mut self, id: u64, message: Message, fds: Fds) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.unsent.push_back((message, fds));
+            self.flush(id);
+        }
+    }
+
+    /// Sends what the link of a peer has room for.
+    pub(super) fn flush(&mut self, id: u64) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let Some(link) = &peer.link else { return };
+        if peer.unsent.is_empty() {
+            return;
+        }
+        while let Some((message, fds)) = peer.unsent.front() {
+            let bytes = message.to_bytes();
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            let sent = socket::send_with_fds(link, &[io::IoSlice::new(&bytes)], &fds, Wait::No);
+            if sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                break;
+            }
+            // Other errors mean that there is nobody to read it.
+            peer.unsent.pop_front();
+        }
+        let interest = if peer.unsent.is_empty() {
+            Interest::Read
+        } else {
+            Interest::ReadWrite
+        };
+        let _ = self.epoll.modify(link, 2 * id, interest);
+    }
+}
+
+/// Carries out a request about a queue.
+pub(super) fn carry_out(
+    arena: &Arena,
+    members: &HashMap<u32, u64>,
+    peers: &HashMap<u64, Peer>,
+    keep: &mut Keep,
+    request: Queue,
+    now: Duration,
+) -> Result<(), NotMapped> {
+    let ring = |seat: usize| {
+        let client = { arena }.load(words::owner(seat))? as u32;
+        let peer = members.get(&client).and_then(|id| peers.get(id));
+        if let Some(peer) = peer {
+            peer.bell.ring();
+        }
+        Ok(())
+    };
+    let mut memory = WithBells { arena, ring };
+    match request {
+        Queue::Gone(client) => {
+            let mut keys = Vec::new();
+            sweep::sweep(&mut memory, client, &mut keys)?;
+            keys.into_iter().for_each(|key| keep.forget(key));
+        }
+        Queue::Ring(seat) => {
+            if (seat as usize) < words::SEATS_MAX {
+                memory.ring(seat as usize, Wake::Bell)?;
+            }
+        }
+        Queue::Patrol => {
+            keep.patrol.get_or_insert(now + keep::PATIENCE);
+        }
+        Queue::Time => {
+            let again = sweep::patrol(&mut memory)?;
+            keep.patrol = again.then(|| now + keep::PATIENCE);
+        }
+        Queue::Close => {
+            deal::close(&mut memory)?;
+        }
+    }
+    Ok(())
+}
