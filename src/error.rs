@@ -425,3 +425,74 @@ pub enum TryRecvError {
     #[error(transparent)]
     Failed(#[from] RecvError),
 }
+
+/// Why an item was not put into a queue. It comes back with the error.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PutError<T> {
+    /// There is no room now; only what does not wait fails so.
+    #[error("the queue is full")]
+    Full(T),
+    /// The queue was closed, or nobody can get from it any more.
+    #[error("the queue is closed")]
+    Closed(T),
+    /// See [`CreatorGone`].
+    #[error("the process that created the queue has ended")]
+    CreatorGone(T),
+    /// The item could not be serialised.
+    #[error("the item cannot be encoded: {1}")]
+    Encode(T, String),
+    /// The system has no memory or descriptors left.
+    #[error("the item cannot be put: {1}")]
+    System(T, io::Error),
+}
+
+impl<T> PutError<T> {
+    /// The item that was not put.
+    #[must_use]
+    pub fn into_item(self) -> T {
+        match self {
+            Self::Full(item)
+            | Self::Closed(item)
+            | Self::CreatorGone(item)
+            | Self::Encode(item, _)
+            | Self::System(item, _) => item,
+        }
+    }
+}
+
+/// Why no item came out of a queue.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    /// There is nothing now; only what does not wait fails so.
+    #[error("the queue is empty")]
+    Empty,
+    /// There is nothing, and nothing will come: the queue was closed, or nobody can put any more.
+    #[error("the queue is closed")]
+    Closed,
+    /// See [`CreatorGone`].
+    #[error(transparent)]
+    CreatorGone(#[from] CreatorGone),
+    /// An item came that could not be read.
+    #[error("the item cannot be decoded: {0}")]
+    Decode(String),
+    /// The queue was not made with leases.
+    #[error("the queue was made without leases")]
+    NoLeases,
+    /// The system has no memory or descriptors left.
+    #[error("the item cannot be got: {0}")]
+    System(io::Error),
+}
+
+/// Why an item could not be reported as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskDoneError {
+    /// Every item that was got has been reported already.
+    #[error("reported more items as done than were got")]
+    TooMany,
+    /// See [`CreatorGone`].
+    #[error(transparent)]
+    CreatorGone(#[from] CreatorGone),
+}

@@ -43,6 +43,7 @@
 //! | `Process(target=f, args=(a,)).start()`, `join()` | [`Process::start`], [`join`](Process::join), which gives what `f` returned |
 //! | `terminate()`, `kill()`, `is_alive()`, `exitcode`, `sentinel` | [`terminate`](Process::terminate), [`kill`](Process::kill), [`is_alive`](Process::is_alive), [`exit_status`](Process::exit_status), the handle's pidfd ([`AsFd`](std::os::fd::AsFd)) |
 //! | `Pool(n)`, `apply`, `apply_async`, `map`, `imap`, `imap_unordered` | [`Pool`] and the same names |
+//! | `Queue`, `JoinableQueue`, `SimpleQueue` | [`AsyncQueue`] |
 //! | `get_context(m)`, `set_start_method(m)` | [`Context`], [`set_start_method`] |
 //! | `active_children`, `current_process`, `parent_process`, `cpu_count` | the same names |
 //! | pickling | serde, see [`docs::values`] |
@@ -76,6 +77,7 @@ pub mod fd;
 pub mod pipe;
 pub mod pool;
 mod process;
+pub mod queue;
 pub mod shared;
 mod supervisor;
 pub mod sync;
@@ -84,8 +86,9 @@ mod sys;
 mod wire;
 
 pub use self::error::{
-    BrokenBarrier, CreatorGone, ExitStatus, ForeignFunction, OverRelease, Panic, ProcessError,
-    RecvError, SendError, SendFailure, StartError, TryLockError, TryRecvError,
+    BrokenBarrier, CreatorGone, ExitStatus, ForeignFunction, GetError, OverRelease, Panic,
+    ProcessError, PutError, RecvError, SendError, SendFailure, StartError, TaskDoneError,
+    TryLockError, TryRecvError,
 };
 pub use self::pipe::{AsyncPipe, PipeReceiver, PipeSender};
 pub use self::pool::{Pool, TaskError};
@@ -95,6 +98,7 @@ pub use self::process::{
     StartMethod, Stdio, active_children, cpu_count, current_process, parent_process,
     set_start_method, start_method,
 };
+pub use self::queue::{AsyncQueue, QueueReceiver, QueueSender};
 
 /// The readme's program is tried like any example here.
 #[cfg(doctest)]

@@ -9,6 +9,7 @@ mod leaks;
 mod pipe;
 mod pool;
 mod process;
+mod queue;
 mod shared;
 mod sync;
 mod tidy;
