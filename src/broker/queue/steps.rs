@@ -283,7 +283,7 @@ fn mark<M: Memory>(memory: &mut M, slot: usize, position: u64) -> Result<(), M::
 fn advance_head<M: Memory>(memory: &mut M, head: u64, slot: usize) -> Result<(), M::Stop> {
     let position = words::after(words::position(head));
     let next = words::link(position, slot);
-    if !memory.breaks(Rule::QueueTailBeforeHead) && memory.load(TAIL)? == head {
+    if memory.load(TAIL)? == head {
         let _ = memory.replace(TAIL, head, next, AcqRel)?;
     }
     let _ = memory.replace(HEAD, head, next, AcqRel)?;
