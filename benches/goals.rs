@@ -2,7 +2,7 @@
 //!
 //! Each line is one claim: our figure, what it is compared with, their ratio, the bound that must
 //! hold and the one to be reached in the end. The rows' numbers are those of the list of goals that
-//! the library is built to: 1-6 processes, 14-16 and 19-20 pools, 21 memory.
+//! the library is built to: 1-6 processes, 7-12 queues, 14-16 and 19-20 pools, 21 memory.
 //!
 //! A static build is `RUSTFLAGS="-C target-feature=+crt-static" cargo bench --target
 //! x86_64-unknown-linux-gnu`.

@@ -57,6 +57,27 @@ pub(crate) const CONTENDERS: &[(&str, Contender)] = &[
         "forked worker",
         Here(|| ours::pool::memory(StartMethod::FORK_SERVER)),
     ),
+    ("queue round trip", Here(ours::queue::round_trip)),
+    (
+        "queue, 64 B, 1 to 1",
+        Here(|| ours::queue::items(1, 1_000_000, 64)),
+    ),
+    (
+        "queue, 64 B, 4 to 4",
+        Here(|| ours::queue::items(4, 400_000, 64)),
+    ),
+    (
+        "queue, 1 KiB, 1 to 1",
+        Here(|| ours::queue::items(1, 300_000, 1024)),
+    ),
+    (
+        "queue, 64 KiB, 1 to 1",
+        Here(|| ours::queue::items(1, 10_000, 65_536)),
+    ),
+    (
+        "queue, 1 MiB, 1 to 1",
+        Here(|| ours::queue::items(1, 1_000, 1 << 20)),
+    ),
     ("floor: vfork + exec", Here(launch::by_vfork_exec)),
     (
         "floor: vfork + exec, 10,000 files",
@@ -106,6 +127,19 @@ pub(crate) const CONTENDERS: &[(&str, Contender)] = &[
     ("python: Pool.map, 256 workers", Python("map 256 200000")),
     ("python: imap_unordered", Python("imap_unordered 2 20000")),
     ("python: Pool.apply", Python("apply 1000")),
+    ("python: Queue round trip", Python("queue_round_trip 3000")),
+    ("python: Queue, 64 B", Python("queue Queue 1 50000 64")),
+    (
+        "python: SimpleQueue, 64 B",
+        Python("queue SimpleQueue 1 50000 64"),
+    ),
+    (
+        "python: Queue, 64 B, 4 to 4",
+        Python("queue Queue 4 40000 64"),
+    ),
+    ("python: Queue, 1 KiB", Python("queue Queue 1 30000 1024")),
+    ("python: Queue, 64 KiB", Python("queue Queue 1 5000 65536")),
+    ("python: Queue, 1 MiB", Python("queue Queue 1 500 1048576")),
     ("python: spawned worker", Python("pss spawn 16")),
 ];
 
@@ -173,6 +207,30 @@ pub(crate) fn claims() -> Vec<Claim> {
     row.show("floor: 256 by vfork + exec");
     let mut row = Row::new(&mut claims, 6, work, Unit::Us, "256 by fork server");
     row.show("floor: 256 by fork");
+
+    let work = "queue: round trip of 64 bytes";
+    let mut row = Row::new(&mut claims, 7, work, Unit::Us, "queue round trip");
+    row.must("python: Queue round trip", 1.0, 0.25);
+
+    let work = "queue: an item of 64 bytes";
+    let mut row = Row::new(&mut claims, 9, work, Unit::Ns, "queue, 64 B, 1 to 1");
+    row.must("python: Queue, 64 B", 0.1, 0.022);
+    row.show("python: SimpleQueue, 64 B");
+    row.figure(Some(234.0), 70.0);
+    let mut row = Row::new(&mut claims, 9, work, Unit::Ns, "queue, 64 B, 4 to 4");
+    row.must("python: Queue, 64 B, 4 to 4", 0.1, 0.05);
+
+    let work = "queue: an item of 1 KiB";
+    let mut row = Row::new(&mut claims, 10, work, Unit::Ns, "queue, 1 KiB, 1 to 1");
+    row.aim("python: Queue, 1 KiB", 0.05);
+
+    let work = "queue: an item of 64 KiB";
+    let mut row = Row::new(&mut claims, 11, work, Unit::Ns, "queue, 64 KiB, 1 to 1");
+    row.aim("python: Queue, 64 KiB", 0.1);
+
+    let work = "queue: an item of 1 MiB";
+    let mut row = Row::new(&mut claims, 12, work, Unit::Ns, "queue, 1 MiB, 1 to 1");
+    row.must("python: Queue, 1 MiB", 0.1, 0.05);
 
     let mut row = Row::new(
         &mut claims,

@@ -5,6 +5,9 @@ map WORKERS TASKS      nanoseconds a task of Pool.map with its default chunks
 imap_unordered WORKERS TASKS
                        nanoseconds a task of Pool.imap_unordered, one task a chunk
 apply CALLS            microseconds of one Pool.apply to an idle pool
+queue KIND EACH ITEMS LEN
+                       nanoseconds an item, from EACH processes to as many
+queue_round_trip N     microseconds of 64 bytes there and back by two queues
 pss METHOD WORKERS     KiB of memory that an idle worker has for itself
 """
 
@@ -67,6 +70,64 @@ def apply(calls):
             begun = time.perf_counter()
             assert pool.apply(work, (7,)) == 8
             samples.append(time.perf_counter() - begun)
+    return statistics.median(samples) * 1e6
+
+
+def produce(queue, items, length):
+    body = b"7" * length
+    for i in range(items):
+        queue.put((i, body))
+
+
+def consume(queue, counts):
+    count = 0
+    while queue.get() is not None:
+        count += 1
+    counts.put(count)
+
+
+def queue(kind, each, items, length):
+    each, items = int(each), int(items)
+    context = mp.get_context("forkserver")
+    channel = context.SimpleQueue() if kind == "SimpleQueue" else context.Queue(1024)
+    counts = context.SimpleQueue()
+    consumers = [context.Process(target=consume, args=(channel, counts)) for _ in range(each)]
+    for consumer in consumers:
+        consumer.start()
+    begun = time.perf_counter()
+    argument = (channel, items // each, int(length))
+    producers = [context.Process(target=produce, args=argument) for _ in range(each)]
+    for producer in producers:
+        producer.start()
+    for producer in producers:
+        producer.join()
+    for _ in consumers:
+        channel.put(None)
+    total = sum(counts.get() for _ in consumers)
+    elapsed = time.perf_counter() - begun
+    assert total == items // each * each
+    for consumer in consumers:
+        consumer.join()
+    return elapsed / items * 1e9
+
+
+def echo(there, back):
+    while (item := there.get()) is not None:
+        back.put(item)
+
+
+def queue_round_trip(n):
+    there, back = mp.Queue(1), mp.Queue(1)
+    child = mp.Process(target=echo, args=(there, back))
+    child.start()
+    samples = []
+    for _ in range(int(n)):
+        begun = time.perf_counter()
+        there.put(b"7" * 64)
+        assert len(back.get()) == 64
+        samples.append(time.perf_counter() - begun)
+    there.put(None)
+    child.join()
     return statistics.median(samples) * 1e6
 
 

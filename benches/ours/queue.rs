@@ -1,0 +1,82 @@
+//! Queues: small and large items from one process to another, from four to four, and there and back.
+
+use std::time::Instant;
+
+use tokio_multiprocess::{AsyncQueue, Process, QueueReceiver, QueueSender};
+
+use crate::harness::{median_us_async, per_op_ns, runtime};
+
+/// How many items may wait.
+const CAPACITY: usize = 1024;
+
+type Item = Vec<u8>;
+
+async fn produce((queue, n, len): (QueueSender<(u64, Item)>, u64, usize)) {
+    let body = vec![7; len];
+    for i in 0..n {
+        queue.put((i, body.clone())).await.expect("it is got");
+    }
+}
+
+async fn consume((queue, n): (QueueReceiver<(u64, Item)>, QueueSender<u64>)) {
+    let mut count = 0;
+    while queue.get().await.is_ok() {
+        count += 1;
+    }
+    n.put(count).await.expect("it is got");
+}
+
+/// Nanoseconds an item of `len` bytes, from `each` processes to as many.
+pub(crate) fn items(each: u64, n_items: u64, len: usize) -> f64 {
+    runtime().block_on(async {
+        let capacity = if len > 100_000 { 8 } else { CAPACITY };
+        let (sender, receiver) = AsyncQueue::bounded(capacity).expect("a queue").split();
+        let (count, counts) = AsyncQueue::unbounded().expect("a queue").split();
+        let mut children = Vec::new();
+        for _ in 0..each {
+            let arg = (receiver.clone(), count.clone());
+            children.push(Process::start(consume, arg).await.expect("a child"));
+        }
+        let begun = Instant::now();
+        for _ in 0..each {
+            let arg = (sender.clone(), n_items / each, len);
+            children.push(Process::start(produce, arg).await.expect("a child"));
+        }
+        drop((sender, receiver, count));
+        let mut total = 0;
+        while let Ok(n) = counts.get().await {
+            total += n;
+        }
+        let elapsed = begun.elapsed();
+        assert_eq!(total, n_items / each * each);
+        for child in children {
+            child.join().await.expect("a clean end");
+        }
+        per_op_ns(elapsed, n_items as usize)
+    })
+}
+
+async fn echo((input, output): (QueueReceiver<Item>, QueueSender<Item>)) {
+    while let Ok(item) = input.get().await {
+        output.put(item).await.expect("it is got");
+    }
+}
+
+/// Microseconds of a round trip of 64 bytes by two queues.
+pub(crate) fn round_trip() -> f64 {
+    runtime().block_on(async {
+        let (there, input) = AsyncQueue::bounded(1).expect("a queue").split();
+        let (output, back) = AsyncQueue::bounded(1).expect("a queue").split();
+        let child = Process::start(echo, (input, output))
+            .await
+            .expect("a child");
+        let figure = median_us_async(3000, async || {
+            there.put(vec![7; 64]).await.expect("it is got");
+            assert_eq!(back.get().await.expect("an item").len(), 64);
+        });
+        let figure = figure.await;
+        drop(there);
+        child.join().await.expect("a clean end");
+        figure
+    })
+}
