@@ -320,7 +320,8 @@ impl Core {
             if !steps::claim_blocks(&mut arena, slot, n_blocks, near)? {
                 return Err(too_many());
             }
-            local.near_block.store(near + n_blocks, Relaxed);
+            let n = (arena.load(words::BLOCKS)? as usize).max(1);
+            local.near_block.store((near + n_blocks) % n, Relaxed);
         }
         arena.write(slot, bytes)?;
         let mut n_fds = 0;
