@@ -13,8 +13,8 @@ use tokio_multiprocess::sync::{Barrier, Condition, Event, Lock, Semaphore};
 
 use crate::trace::{self, Traced};
 
-/// How long something may take that must come. Many breaches of the rules cost as much each.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(mutants) { 3 } else { 20 });
+/// How long something may take that must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is done, and interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -286,18 +286,6 @@ impl Victim {
             left -= u64::from(thread.is_in_own_code());
         }
         self.stage.cells.load(DONE) == 0
-    }
-
-    /// Whether it comes to the end of its act.
-    pub(crate) fn finishes(&self, within: Duration) -> bool {
-        let start = Instant::now();
-        while self.stage.cells.load(DONE) == 0 {
-            if start.elapsed() > within {
-                return false;
-            }
-            std::thread::yield_now();
-        }
-        true
     }
 
     /// Lets it run on; it stays alive after its act.
