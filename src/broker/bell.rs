@@ -5,15 +5,20 @@
 //! before. So nobody has to empty it, no sleeper can take a ring away from another one, and a
 //! sleeper that is killed or dropped takes nothing along.
 //!
-//! A ring says only: look again. A sleeper asks for readiness, looks at its own word, and only then
-//! clears the readiness it asked for; tokio refuses to clear one that is newer, so a ring between the
-//! look and the clearing is not lost.
+//! A ring says only: look again. A sleeper stands in line for the next ring before it looks at its own
+//! word, since another sleeper of the same runtime may hear a ring and clear it while this one is
+//! still looking: tokio wakes all that stand in line, and those only. A readiness that was there
+//! before the look is cleared after it; tokio refuses to clear one that is newer, so a ring between
+//! the look and the clearing is not lost.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
@@ -69,22 +74,34 @@ impl Bell {
 
     /// Waits until `look` finds something; it is asked now and after each ring.
     pub(crate) async fn listen<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        if let Some(found) = look() {
+            return found;
+        }
         loop {
+            let ear = self.ear();
+            let mut ring = pin!(ear.readable());
+            let in_line = poll_fn(|cx| Poll::Ready(ring.as_mut().poll(cx))).await;
             if let Some(found) = look() {
                 return found;
             }
-            let ear = self.ear();
+            let rung = match in_line {
+                Poll::Ready(rung) => rung,
+                Poll::Pending => {
+                    let rung = ring.await;
+                    if let Some(found) = look() {
+                        return found;
+                    }
+                    rung
+                }
+            };
             // An error means that the runtime of this ear is gone: listen by the present one.
-            let Ok(mut rung) = ear.readable().await else {
+            let Ok(mut rung) = rung else {
                 let mut ears = self.ears();
                 ears.known
                     .retain(|(_, other)| other.as_ptr() != Arc::as_ptr(&ear));
                 ears.kept.retain(|other| !Arc::ptr_eq(other, &ear));
                 continue;
             };
-            if let Some(found) = look() {
-                return found;
-            }
             rung.clear_ready();
         }
     }
@@ -136,5 +153,57 @@ impl AsFd for Bell {
 impl From<OwnedFd> for Bell {
     fn from(fd: OwnedFd) -> Self {
         Self::from_fd(EventFd::from(fd))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_ring_that_another_sleeper_hears_is_not_lost_for_one_that_is_looking() {
+        let bell = Arc::new(Bell::new().unwrap());
+        let looks = Arc::new(AtomicUsize::new(0));
+        let other = tokio::spawn({
+            let (bell, looks) = (Arc::clone(&bell), Arc::clone(&looks));
+            async move {
+                let look = || {
+                    looks.fetch_add(1, SeqCst);
+                    None::<()>
+                };
+                bell.listen(look).await
+            }
+        });
+        let wait_for_look = move |n| {
+            while looks.load(SeqCst) < n {
+                thread::yield_now();
+            }
+            looks.load(SeqCst)
+        };
+
+        let found = tokio::spawn(async move {
+            let mut n = 0;
+            let look = || {
+                n += 1;
+                if n <= 2 {
+                    // While it looks, which is in vain, the other one hears a ring and clears it.
+                    let before = wait_for_look(1);
+                    bell.ring();
+                    wait_for_look(before + 2);
+                    return None;
+                }
+                Some(())
+            };
+            bell.listen(look).await;
+        });
+
+        let found = tokio::time::timeout(Duration::from_secs(30), found).await;
+        assert!(found.is_ok(), "the ring is lost");
+        other.abort();
     }
 }

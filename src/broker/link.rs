@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
 use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::atomic::{Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::{Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
@@ -167,6 +167,13 @@ impl Link {
     pub(crate) fn is_gone(&self) -> bool {
         // Relaxed: the news may come at any time, so it orders nothing.
         self.gone.load(Relaxed)
+    }
+
+    /// The same for somebody who sleeps next unless it is so.
+    pub(crate) fn has_ended(&self) -> bool {
+        // Pairs with the one in `end`.
+        fence(SeqCst);
+        self.is_gone()
     }
 
     /// A number for an object that is about to be opened.
@@ -334,34 +341,45 @@ impl Link {
         self.parcels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has `object` told when the broker's process has ended.
-    pub(crate) fn also_wake(&self, object: Weak<dyn Sleepers>) {
+    /// Has `object` told when the broker's process has ended, now if it has.
+    pub(crate) fn also_wake(&self, object: &Arc<impl Sleepers + 'static>) {
+        let weak = Arc::downgrade(object);
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         if objects.len() == objects.capacity() {
             objects.retain(|known| known.strong_count() > 0);
         }
-        objects.push(object);
+        objects.push(weak);
+        drop(objects);
+        // Either `end` finds it in the list, or we find here what `end` had noted before it looked.
+        if self.is_gone() {
+            object.wake();
+            self.bell.ring();
+        }
     }
 
     /// The broker's process has ended: everybody who waits is told.
     fn end(&self) {
-        // Release: pairs with nothing but itself; the bell orders what has to be ordered.
+        // Release: pairs with nothing but itself; the fence and the bell order what has to be ordered.
         if self.gone.swap(true, Release) {
             return;
         }
-        self.bell.ring();
-        self.parcels().by_ticket.clear();
-        let used = self.slots().fresh;
-        for slot in 0..used {
-            slot::rouse(self.mailbox.word64(slot as usize * 8));
-            futex::wake(self.mailbox.word32(slot as usize * 8));
-        }
+        // Pairs with the one in `has_ended`: whoever is about to sleep sees that we are gone, or its
+        // word shows us that it sleeps.
+        fence(SeqCst);
         let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         let known: Vec<_> = objects.iter().filter_map(Weak::upgrade).collect();
         drop(objects);
         for object in known {
             object.wake();
         }
+        self.parcels().by_ticket.clear();
+        let used = self.slots().fresh;
+        for slot in 0..used {
+            slot::rouse(self.mailbox.word64(slot as usize * 8));
+            futex::wake(self.mailbox.word32(slot as usize * 8));
+        }
+        // Last: whoever is woken by it has to find the end wherever it looks.
+        self.bell.ring();
     }
 
     /// Takes a slot and makes it wait, for a request that the caller is about to send.

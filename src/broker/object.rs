@@ -136,12 +136,7 @@ impl Object {
                 number,
             }),
         });
-        let weak = Arc::downgrade(&object);
-        link.also_wake(weak);
-        if link.is_gone() {
-            // It ended while we came in.
-            object.wake();
-        }
+        link.also_wake(&object);
         objects.retain(|_, known| known.strong_count() > 0);
         objects.insert(inode, Arc::downgrade(&object));
         Ok(object)
@@ -193,11 +188,13 @@ impl Object {
             let old = std::mem::replace(&mut *attached, Attached { link, number });
             // Its parent's: dropping it would undo what the parent does with shared descriptions.
             std::mem::forget(old);
-            let weak = self.itself.clone();
-            attached.link.also_wake(weak);
             self.me.store(me, Relaxed);
             // Release: whoever sees the epoch sees the number.
             self.epoch.store(epoch, Release);
+            // Behind it, so that the end of the creator is not overwritten.
+            if let Some(itself) = self.itself.upgrade() {
+                attached.link.also_wake(&itself);
+            }
         }
         Ok(self.me.load(Relaxed))
     }
@@ -209,7 +206,7 @@ impl Object {
 
     /// Whether the creator has ended, as far as is known.
     pub(crate) fn is_orphan(&self) -> bool {
-        self.attached().link.is_gone()
+        self.attached().link.has_ended()
     }
 
     /// Takes a free permit, if there is one.

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use self::queue::Queue;
+use self::queue::{Doubt, Queue};
 use crate::broker::barrier::{self, Barrier};
 use crate::broker::bell::Bell;
 use crate::broker::gate::{self, Gate};
@@ -55,6 +55,8 @@ pub(crate) const HELLO: &[u8] = b"mp broker 1";
 
 /// How many messages of one client are read before the others have their turn.
 const MESSAGES_PER_TURN: usize = 64;
+/// More than a link can hold.
+const BACKLOG_MAX: usize = 1 << 14;
 
 const DOOR: u64 = 0;
 const TIMER: u64 = 1;
@@ -75,6 +77,8 @@ pub(crate) struct Broker {
     /// What hangs up when the last handle of a queue is gone: for those that can put, and get. They
     /// take their number from the same counter as peers.
     ends: HashMap<u64, (Inode, [OwnedFd; 2])>,
+    /// Who wants descriptors of a process that we do not know (yet).
+    doubts: Vec<Doubt>,
     ready: Vec<u64>,
 }
 
@@ -139,6 +143,7 @@ impl Broker {
             objects: HashMap::new(),
             deadlines: BTreeSet::new(),
             ends: HashMap::new(),
+            doubts: Vec::new(),
             ready: Vec::new(),
         };
         Ok((broker, outside))
@@ -166,6 +171,7 @@ impl Broker {
             }
         }
         self.ready = ready;
+        self.settle_doubts();
         self.pass_time();
     }
 
@@ -352,8 +358,9 @@ impl Broker {
         let inode = Inode::of(&file)?;
         if let Entry::Vacant(place) = self.objects.entry(inode) {
             place.insert(Object::new(&Arc::new(file), &mut fds)?);
-            self.watch_ends(inode, &mut fds)?;
         }
+        // Not only if it is new: others' links may be read before the creator's.
+        self.watch_ends(inode, &mut fds)?;
         let known = self.objects.get_mut(&inode).ok_or_else(refused)?;
         let peer = self.peers.get_mut(&id).ok_or_else(refused)?;
         let is_free = !known.members.contains_key(&client) && !peer.opened.contains_key(&object);

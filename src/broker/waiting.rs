@@ -64,7 +64,7 @@ impl Waiting {
 
     fn look(&mut self) -> Option<Result<Answer, CreatorGone>> {
         // Asked before the slot: an answer that came before the end counts.
-        let is_gone = self.link.is_gone();
+        let is_gone = self.link.has_ended();
         if !is_gone && !self.link.has_answer(self.place) {
             return None;
         }

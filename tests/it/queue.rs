@@ -58,6 +58,7 @@ by_both_safe_ways! {
     what_a_dead_consumer_had_got_counts_as_done
     a_lease_of_a_dead_consumer_is_delivered_again
     blocking_twins_work_between_processes
+    the_creators_death_is_an_error_for_all
     a_stopped_consumer_stops_nobody_else
     a_stopped_producer_stops_nobody_else
     many_producers_and_consumers_lose_and_double_nothing
@@ -376,6 +377,44 @@ async fn blocking_twins_work_between_processes(by: StartMethod) {
     }
     soon(sends).await.unwrap();
     soon(child.join()).await.unwrap();
+}
+
+async fn make_one(out: QueueSender<AsyncQueue<u32>>) {
+    let queue = AsyncQueue::bounded(1).unwrap();
+    queue.put(1).await.unwrap();
+    out.put(queue).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+async fn the_creators_death_is_an_error_for_all(by: StartMethod) {
+    let (out, queues) = AsyncQueue::unbounded().unwrap().split();
+    let child = start(by, make_one, out).await;
+    let queue = soon(queues.get()).await.unwrap();
+    let waits = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.put(2).await }
+    });
+    let sleeps = tokio::task::spawn_blocking({
+        let queue = queue.clone();
+        move || queue.blocking_put(3)
+    });
+
+    child.kill().unwrap();
+
+    let refused = soon(waits).await.unwrap();
+    assert!(
+        matches!(refused, Err(PutError::CreatorGone(2))),
+        "{refused:?}"
+    );
+    let refused = soon(sleeps).await.unwrap();
+    assert!(
+        matches!(refused, Err(PutError::CreatorGone(3))),
+        "{refused:?}"
+    );
+    assert!(matches!(
+        soon(queue.get()).await,
+        Err(GetError::CreatorGone(_))
+    ));
 }
 
 async fn get_forever((queue, ready, got): (QueueReceiver<u32>, Event, QueueSender<u32>)) {

@@ -39,6 +39,11 @@ pub(crate) fn key(client: u32, number: u32) -> u64 {
     u64::from(client) << 32 | u64::from(number)
 }
 
+/// Who made the deposit with this key.
+pub(crate) fn client_of(key: u64) -> u32 {
+    (key >> 32) as u32
+}
+
 impl Keep {
     /// Takes descriptors in; who waits for them gets them.
     pub(crate) fn deposit(&mut self, key: u64, fds: Fds) -> Vec<(Wanted, Fds)> {
@@ -52,16 +57,14 @@ impl Keep {
         answers
     }
 
-    /// Gives descriptors out, none if they are lost. Nothing if they are still on their way.
-    pub(crate) fn withdraw(&mut self, key: u64, wanted: Wanted, may_come: bool) -> Option<Fds> {
-        if let Some(fds) = self.deposits.get(&key) {
-            return Some(fds.clone());
-        }
-        if !may_come {
-            return Some(Fds::new());
-        }
+    /// Descriptors that have come.
+    pub(crate) fn look_up(&self, key: u64) -> Option<Fds> {
+        self.deposits.get(&key).cloned()
+    }
+
+    /// Somebody wants descriptors that are still on their way.
+    pub(crate) fn expect(&mut self, key: u64, wanted: Wanted) {
         self.wanted.push((key, wanted));
-        None
     }
 
     /// The item has left.
@@ -71,7 +74,7 @@ impl Keep {
 
     /// A process is gone: nothing of it is still on its way. Who waits for it in vain.
     pub(crate) fn gone(&mut self, client: u32) -> Vec<Wanted> {
-        let of_client = |(key, _): &mut (u64, Wanted)| (*key >> 32) as u32 == client;
+        let of_client = |(key, _): &mut (u64, Wanted)| client_of(*key) == client;
         let lost = self.wanted.extract_if(.., of_client);
         lost.map(|(_, wanted)| wanted).collect()
     }

@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Broker, Machine, Peer, Request};
+use super::{BACKLOG_MAX, Broker, Machine, Peer, Request};
 use crate::broker::memory::Memory;
 use crate::broker::message::{Message, Says};
 use crate::broker::queue::arena::{Arena, NotMapped, WithBells};
@@ -38,6 +39,14 @@ pub(super) enum Queue {
     Close,
 }
 
+/// A wish for descriptors of a process that is not known: gone already, or not read yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Doubt {
+    inode: Inode,
+    key: u64,
+    wanted: Wanted,
+}
+
 impl Broker {
     /// Watches the ends of a new queue, which only its creator has.
     pub(super) fn watch_ends(
@@ -49,6 +58,7 @@ impl Broker {
             return Ok(());
         };
         if let Machine::Queue(keep) = &mut object.machine
+            && keep.n_ends == 0
             && let (Some(put), Some(get)) = (fds.next(), fds.next())
         {
             let end = self.next_peer;
@@ -112,15 +122,55 @@ impl Broker {
                     object: message.object,
                     ticket,
                 };
-                let may_come = object.members.contains_key(&of);
-                if let Some(fds) = keep.withdraw(keep::key(of, number), wanted, may_come) {
+                let key = keep::key(of, number);
+                if let Some(fds) = keep.look_up(key) {
                     self.send(wanted, fds);
+                } else if object.members.contains_key(&of) {
+                    keep.expect(key, wanted);
+                } else {
+                    self.doubts.push(Doubt { inode, key, wanted });
                 }
             }
             Says::Forget(of, number) => keep.forget(keep::key(of, number)),
             _ => return false,
         }
         true
+    }
+
+    /// Answers those who want descriptors of a process that was not known when they asked.
+    ///
+    /// Its item came faster than its hello did. But whatever it had said before it put the item lies
+    /// in the door and in its link by now: so who is unknown after all that was read is gone.
+    pub(super) fn settle_doubts(&mut self) {
+        let doubts = mem::take(&mut self.doubts);
+        if doubts.is_empty() {
+            return;
+        }
+        self.greet();
+        let peers: Vec<u64> = self.peers.keys().copied().collect();
+        for peer in peers {
+            self.read(peer, BACKLOG_MAX);
+        }
+        for Doubt { inode, key, wanted } in doubts {
+            let Some(object) = self.objects.get_mut(&inode) else {
+                continue;
+            };
+            let Machine::Queue(keep) = &mut object.machine else {
+                continue;
+            };
+            if let Some(fds) = keep.look_up(key) {
+                self.send(wanted, fds);
+            } else if object.members.contains_key(&keep::client_of(key)) {
+                keep.expect(key, wanted);
+            } else {
+                self.send(wanted, Fds::new());
+            }
+        }
+        if !self.doubts.is_empty() {
+            // For those that came up meanwhile.
+            self.timer.set(Duration::from_nanos(1));
+            self.armed = Some(self.start.elapsed());
+        }
     }
 
     /// Those who wait for something of a client that is gone get nothing.
