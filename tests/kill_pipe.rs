@@ -368,7 +368,7 @@ impl Victim {
         };
         let mut left = n;
         while left > 0 {
-            if !thread.step() {
+            if thread.step() != trace::Step::Done {
                 return false;
             }
             if thread.is_in_own_code() {

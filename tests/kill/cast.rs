@@ -11,10 +11,10 @@ use tokio_multiprocess::fd::Fd;
 use tokio_multiprocess::shared::RawArray;
 use tokio_multiprocess::sync::{Barrier, Condition, Event, Lock, Semaphore};
 
-use crate::trace::{self, Traced};
+use crate::trace::{self, Step, Traced};
 
-/// How long something may take that must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// How long something may take that must come. Many breaches of the rules cost as much each.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(mutants) { 3 } else { 20 });
 
 /// What is done, and interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,19 +273,31 @@ impl Victim {
         })
     }
 
-    /// Goes on by `n` instructions of our own code. False when the act is over before.
+    /// Goes on by `n` instructions of our own code. False when the act is over before, or sleeps.
     pub(crate) fn advance(&mut self, n: u64) -> bool {
         let Some(thread) = &self.thread else {
             return false;
         };
         let mut left = n;
         while left > 0 {
-            if self.stage.cells.load(DONE) != 0 || !thread.step() {
+            if self.stage.cells.load(DONE) != 0 || thread.step() != Step::Done {
                 return false;
             }
             left -= u64::from(thread.is_in_own_code());
         }
         self.stage.cells.load(DONE) == 0
+    }
+
+    /// Whether it comes to the end of its act.
+    pub(crate) fn finishes(&self, within: Duration) -> bool {
+        let start = Instant::now();
+        while self.stage.cells.load(DONE) == 0 {
+            if start.elapsed() > within {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
     }
 
     /// Lets it run on; it stays alive after its act.

@@ -6,17 +6,38 @@
     reason = "ptrace and waitpid, of which nothing safe exists for one thread"
 )]
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::ops::Range;
 use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// A thread that stands still between two instructions.
 pub(crate) struct Traced {
     tid: i32,
+    /// What the kernel says about the thread.
+    stat: String,
+    /// It sleeps in a system call, where it was going on by one instruction.
+    sleeps: Cell<bool>,
     /// Where the program's own code lies in that process.
     code: Vec<Range<u64>>,
 }
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It stands before the next instruction.
+    Done,
+    /// It sleeps in the kernel until somebody wakes it.
+    Sleeps,
+    /// The thread has ended.
+    Ended,
+}
+
+/// How long a step may take, or a sleep, before it counts as a wait for somebody.
+const WAKEFUL: Duration = Duration::from_millis(1);
 
 impl Traced {
     /// Stops a thread and takes it over.
@@ -24,14 +45,46 @@ impl Traced {
         let code = own_code(pid)?;
         request(libc::PTRACE_SEIZE, tid)?;
         request(libc::PTRACE_INTERRUPT, tid)?;
-        let this = Self { tid, code };
-        this.wait_for_stop()?;
-        Ok(this)
+        let this = Self {
+            tid,
+            stat: format!("/proc/{pid}/task/{tid}/stat"),
+            sleeps: Cell::new(false),
+            code,
+        };
+        match this.has_stopped(0) {
+            Some(true) => Ok(this),
+            _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+        }
     }
 
-    /// Goes on by one instruction. False when the thread has ended.
-    pub(crate) fn step(&self) -> bool {
-        request(libc::PTRACE_SINGLESTEP, self.tid).is_ok() && self.wait_for_stop().is_ok()
+    /// Goes on by one instruction. A step into sleep goes on by itself when the sleep is over: the
+    /// next call waits for that.
+    pub(crate) fn step(&self) -> Step {
+        if !self.sleeps.get() && request(libc::PTRACE_SINGLESTEP, self.tid).is_err() {
+            return Step::Ended;
+        }
+        self.sleeps.set(false);
+        let start = Instant::now();
+        let mut asleep_since = None;
+        loop {
+            match self.has_stopped(libc::WNOHANG) {
+                Some(true) => return Step::Done,
+                Some(false) => return Step::Ended,
+                None => thread::yield_now(),
+            }
+            if start.elapsed() < WAKEFUL {
+                continue;
+            }
+            // Not the sleep of a moment, in which it waits for a page or for a lock in the kernel.
+            let sleeps = fs::read_to_string(&self.stat).is_ok_and(|stat| stat.contains(") S "));
+            let since = *asleep_since.get_or_insert_with(Instant::now);
+            if !sleeps {
+                asleep_since = None;
+            } else if since.elapsed() > WAKEFUL {
+                self.sleeps.set(true);
+                return Step::Sleeps;
+            }
+        }
     }
 
     /// Whether the next instruction is one of the program, not of the C library or the kernel's page.
@@ -44,6 +97,11 @@ impl Traced {
 
     /// Lets the thread run.
     pub(crate) fn let_go(self) {
+        if self.sleeps.get() {
+            // Only who stands still can be let go. Its system call begins anew.
+            let _ = request(libc::PTRACE_INTERRUPT, self.tid);
+            let _ = self.has_stopped(0);
+        }
         let _ = request(libc::PTRACE_DETACH, self.tid);
     }
 
@@ -51,7 +109,7 @@ impl Traced {
     pub(crate) fn kill(self, pid: u32) {
         // SAFETY: takes two numbers; the process is a child that nobody has reaped, as it runs.
         unsafe { libc::kill(pid as i32, libc::SIGKILL) };
-        while self.wait_for_stop().is_ok() {}
+        while self.has_stopped(0) == Some(true) {}
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -74,14 +132,16 @@ impl Traced {
         Ok(self.code.first().map_or(0, |code| code.start))
     }
 
-    fn wait_for_stop(&self) -> io::Result<()> {
+    /// Whether it stands still; false when it has ended, and nothing when it runs and `options` say
+    /// not to wait.
+    fn has_stopped(&self, options: i32) -> Option<bool> {
         let mut status = 0;
         // SAFETY: the kernel writes one number to `status`.
-        let done = unsafe { libc::waitpid(self.tid, &raw mut status, libc::__WALL) };
-        if done == self.tid && libc::WIFSTOPPED(status) {
-            return Ok(());
+        let done = unsafe { libc::waitpid(self.tid, &raw mut status, options | libc::__WALL) };
+        match done {
+            0 => None,
+            done => Some(done == self.tid && libc::WIFSTOPPED(status)),
         }
-        Err(io::Error::from(io::ErrorKind::UnexpectedEof))
     }
 }
 
