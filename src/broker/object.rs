@@ -42,7 +42,7 @@ use crate::supervisor;
 use crate::sys::epoll::Interest;
 use crate::sys::inode::Inode;
 use crate::sys::memfd::Region;
-use crate::sys::{fork_epoch, futex};
+use crate::sys::{cpu, fork_epoch, futex};
 use crate::wire::fds;
 
 /// Memory, and what this process is to it.
@@ -412,5 +412,5 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
 /// Whether spinning can pay: another processor may be giving back what we want.
 pub(crate) fn has_several_cpus() -> bool {
     static SEVERAL: OnceLock<bool> = OnceLock::new();
-    *SEVERAL.get_or_init(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1))
+    *SEVERAL.get_or_init(cpu::has_others)
 }

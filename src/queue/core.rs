@@ -97,7 +97,6 @@ struct Local {
     /// For each [`For`].
     turnstiles: [tokio::sync::Mutex<()>; 3],
     near_slot: AtomicUsize,
-    near_block: AtomicUsize,
     near_seat: AtomicUsize,
     next_deposit: AtomicU32,
     /// When the broker was last asked to patrol, in milliseconds since the start.
@@ -316,12 +315,9 @@ impl Core {
         };
         if bytes.len() > words::INLINE_MAX {
             let n_blocks = bytes.len().div_ceil(words::BLOCK_LEN);
-            let near = local.near_block.load(Relaxed);
-            if !steps::claim_blocks(&mut arena, slot, n_blocks, near)? {
+            if !steps::claim_blocks(&mut arena, slot, n_blocks)? {
                 return Err(too_many());
             }
-            let n = (arena.load(words::BLOCKS)? as usize).max(1);
-            local.near_block.store((near + n_blocks) % n, Relaxed);
         }
         arena.write(slot, bytes)?;
         let mut n_fds = 0;
@@ -525,7 +521,6 @@ impl Local {
             seat,
             turnstiles: Default::default(),
             near_slot: AtomicUsize::new(0),
-            near_block: AtomicUsize::new(0),
             near_seat: AtomicUsize::new(0),
             next_deposit: AtomicU32::new(1),
             patrolled: AtomicU64::new(0),

@@ -143,6 +143,11 @@ fn place(word: usize) -> usize {
     }
 }
 
+/// Where a search begins is the same in the model, whatever was found before.
+fn is_hint(word: usize) -> bool {
+    [words::SLOT_HINT, words::BLOCK_HINT].contains(&word)
+}
+
 /// The next step belongs to a later turn, or the client sleeps.
 struct Stopped;
 
@@ -312,7 +317,9 @@ impl Memory for Replay<'_> {
 
     fn load(&mut self, word: usize) -> Result<u64, Stopped> {
         // What never changes, or only guides a search, is no step.
-        if [words::LIMIT, words::SLOTS, words::BLOCKS, words::SEATS].contains(&word) {
+        if [words::LIMIT, words::SLOTS, words::BLOCKS, words::SEATS].contains(&word)
+            || is_hint(word)
+        {
             return Ok(self.world.words[word]);
         }
         // Its own slot does not change, however it is seen: a reader's is left by a store only.
@@ -361,6 +368,9 @@ impl Memory for Replay<'_> {
     }
 
     fn store(&mut self, word: usize, value: u64) -> Result<(), Stopped> {
+        if is_hint(word) {
+            return Ok(());
+        }
         let fills = State::of(value).kind == Kind::Writing || words::is_end(value);
         if self.at == self.log.len() && !self.fresh && fills && self.is_private(word) {
             return self
@@ -428,7 +438,7 @@ fn line(m: &mut Replay<'_>, client: usize, op: Op) -> Result<(), Stopped> {
         Op::Put | PutLarge => {
             let slot = steps::claim(m, me, client)?.expect("there are enough");
             if op == PutLarge {
-                assert!(steps::claim_blocks(m, slot, 1, 0)?, "there are enough");
+                assert!(steps::claim_blocks(m, slot, 1)?, "there are enough");
             }
             let put = wait_for(m, client, For::Room, Some(slot), |m| {
                 let put = deal::put(m, me, slot, 0)?;

@@ -22,19 +22,23 @@
 //!
 //! **Reuse.** A slot that is DONE is nobody's as soon as the head has passed its position, which
 //! everybody can see: there is no list of free slots that could be left in disorder. Slots are sought
-//! from where the last search ended, and their number grows when there are few free ones.
+//! from where the last search ended, blocks from the lowest that was freed lately, so that the same
+//! few are used again and again while they are warm. Hints say where that is; if they should be wrong
+//! all are looked at before more are taken into use, so the memory stays as small as what is used at
+//! one time.
 //!
 //! **Close** is an exchange of the last link as well, so no item can get in after it.
 
 use std::sync::atomic::Ordering::AcqRel;
 
 use super::words::{
-    self, BLOCKS, For, HEAD, Kind, LIMIT, MOST, RETURNS, RETURNS_SEEN, SLOTS, State, TAIL,
+    self, BLOCK_HINT, BLOCKS, For, HEAD, Kind, LIMIT, MOST, RETURNS, RETURNS_SEEN, SLOT_HINT,
+    SLOTS, State, TAIL,
 };
 use crate::broker::memory::{Memory, Rule};
 
-/// How many slots or blocks are looked at before more are taken into use.
-const LOOKS: u64 = 64;
+/// How many slots are looked at before the hint is asked.
+const LOOKS: usize = 64;
 
 /// How a put ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,43 +82,72 @@ pub(crate) fn claim<M: Memory>(
     me: u32,
     near: usize,
 ) -> Result<Option<usize>, M::Stop> {
+    if let Some(slot) = claim_near(memory, me, near, LOOKS)? {
+        return Ok(Some(slot));
+    }
+    claim_far(memory, me)
+}
+
+/// Looks at so many slots from `near` on.
+#[inline]
+fn claim_near<M: Memory>(
+    memory: &mut M,
+    me: u32,
+    near: usize,
+    n_looks: usize,
+) -> Result<Option<usize>, M::Stop> {
+    let n_slots = n_slots(memory)?;
+    let head = words::position(memory.load(HEAD)?);
     let mut place = near;
+    for _ in 0..n_looks.min(n_slots) {
+        let slot = if place < n_slots { place } else { 0 };
+        place = slot + 1;
+        let word = memory.load(words::state(slot))?;
+        let state = State::of(word);
+        let passed = words::distance(state.position, head) > 0
+            || memory.breaks(Rule::QueueReusesPassedSlots);
+        if (state.kind == Kind::Free || state.kind == Kind::Done && passed)
+            && memory
+                .replace(
+                    words::state(slot),
+                    word,
+                    State::word(Kind::Writing, me, 0),
+                    AcqRel,
+                )?
+                .is_ok()
+        {
+            return Ok(Some(slot));
+        }
+    }
+    Ok(None)
+}
+
+/// The same where all slots around are in use.
+#[cold]
+fn claim_far<M: Memory>(memory: &mut M, me: u32) -> Result<Option<usize>, M::Stop> {
     loop {
-        let n_slots = memory.load(SLOTS)?.min(MOST as u64);
-        let head = words::position(memory.load(HEAD)?);
-        for _ in 0..LOOKS.min(n_slots) {
-            let slot = if place < n_slots as usize { place } else { 0 };
-            place = slot + 1;
-            let word = memory.load(words::state(slot))?;
-            let state = State::of(word);
-            let passed = words::distance(state.position, head) > 0
-                || memory.breaks(Rule::QueueReusesPassedSlots);
-            if (state.kind == Kind::Free || state.kind == Kind::Done && passed)
-                && memory
-                    .replace(
-                        words::state(slot),
-                        word,
-                        State::word(Kind::Writing, me, 0),
-                        AcqRel,
-                    )?
-                    .is_ok()
-            {
+        let n = n_slots(memory)?;
+        let hint = memory.load(SLOT_HINT)? as usize;
+        for n_looks in [LOOKS, n] {
+            if let Some(slot) = claim_near(memory, me, hint, n_looks)? {
+                memory.store(SLOT_HINT, slot as u64 + 1)?;
                 return Ok(Some(slot));
             }
         }
-        if !grow(memory, SLOTS, n_slots)? {
+        if !grow(memory, SLOTS, n as u64, 0)? {
             return Ok(None);
         }
-        place = n_slots as usize;
+        memory.store(SLOT_HINT, n as u64)?;
     }
 }
 
-/// Takes more slots or blocks into use. False if there are as many as there can be.
-fn grow<M: Memory>(memory: &mut M, word: usize, n: u64) -> Result<bool, M::Stop> {
+/// Takes more slots or blocks into use, at least as many as are needed. False if there are as many as
+/// there can be.
+fn grow<M: Memory>(memory: &mut M, word: usize, n: u64, needed: u64) -> Result<bool, M::Stop> {
     if n >= MOST as u64 {
         return Ok(false);
     }
-    let more = (n / 4).clamp(words::AT_FIRST, 1 << 16);
+    let more = (n / 4).clamp(words::AT_FIRST, 1 << 16).max(needed);
     // A failure means that somebody else has done it.
     let _ = memory.replace(word, n, (n + more).min(MOST as u64), AcqRel)?;
     Ok(true)
@@ -126,50 +159,48 @@ pub(crate) fn claim_blocks<M: Memory>(
     memory: &mut M,
     slot: usize,
     mut n: usize,
-    near: usize,
 ) -> Result<bool, M::Stop> {
-    let mut place = near;
+    let mut place = memory.load(BLOCK_HINT)? as usize;
     let mut last = None;
+    let mut n_looks = 0;
     while n > 0 {
-        let n_blocks = memory.load(BLOCKS)?.min(MOST as u64);
-        let mut found = false;
-        for _ in 0..LOOKS.min(n_blocks) {
-            let block = if place < n_blocks as usize { place } else { 0 };
-            place = block + 1;
-            let word = words::block(block);
-            if memory.load(word)? != 0
-                || memory
-                    .replace(word, 0, words::block_of(slot, 0), AcqRel)?
-                    .is_err()
-            {
-                continue;
-            }
-            found = true;
-            match last {
-                None => memory.store(words::chain(slot), block as u64 + 1)?,
-                Some(last) => {
-                    memory.store(words::block(last), words::block_of(slot, block as u64 + 1))?;
-                }
-            }
-            last = Some(block);
-            n -= 1;
-            if n == 0 {
-                break;
-            }
-        }
-        if !found {
-            if !grow(memory, BLOCKS, n_blocks)? {
+        let n_blocks = memory.load(BLOCKS)?.min(MOST as u64) as usize;
+        if n_looks >= n_blocks {
+            if !grow(memory, BLOCKS, n_blocks as u64, n as u64)? {
                 return Ok(false);
             }
-            place = n_blocks as usize;
+            (place, n_looks) = (n_blocks, 0);
+            continue;
         }
+        let block = if place < n_blocks { place } else { 0 };
+        place = block + 1;
+        n_looks += 1;
+        let word = words::block(block);
+        if memory.load(word)? != 0
+            || memory
+                .replace(word, 0, words::block_of(slot, 0), AcqRel)?
+                .is_err()
+        {
+            continue;
+        }
+        match last {
+            None => memory.store(words::chain(slot), block as u64 + 1)?,
+            Some(last) => {
+                memory.store(words::block(last), words::block_of(slot, block as u64 + 1))?;
+            }
+        }
+        last = Some(block);
+        n -= 1;
     }
+    memory.store(BLOCK_HINT, place as u64)?;
     Ok(true)
 }
 
 /// Gives the chain of a slot of ours back.
 pub(crate) fn free_blocks<M: Memory>(memory: &mut M, slot: usize) -> Result<(), M::Stop> {
     let mut next = memory.load(words::chain(slot))?.checked_sub(1);
+    let mut lowest = memory.load(BLOCK_HINT)?;
+    let is_any = next.is_some();
     // Who scribbles over the memory can lead us astray, but not for ever: each step frees a block.
     while let Some(block) = next.filter(|block| *block < MOST as u64) {
         let word = memory.load(words::block(block as usize))?;
@@ -177,7 +208,11 @@ pub(crate) fn free_blocks<M: Memory>(memory: &mut M, slot: usize) -> Result<(), 
             break;
         }
         memory.store(words::block(block as usize), 0)?;
+        lowest = lowest.min(block);
         next = words::block_next(word).map(|next| next as u64);
+    }
+    if is_any {
+        memory.store(BLOCK_HINT, lowest)?;
     }
     memory.store(words::chain(slot), 0)
 }

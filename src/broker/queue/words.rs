@@ -35,6 +35,9 @@ pub(crate) const SEATS: usize = 12;
 pub(crate) const RETURNS: usize = 13;
 /// Up to which of them everything has been looked at.
 pub(crate) const RETURNS_SEEN: usize = 14;
+/// Where a search for a free slot, and for a free block, may begin: no more than a hint.
+pub(crate) const SLOT_HINT: usize = 15;
+pub(crate) const BLOCK_HINT: usize = 40;
 /// The last item that was taken.
 pub(crate) const HEAD: usize = 16;
 /// The last item that was put, or the one before it.
