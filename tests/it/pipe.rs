@@ -175,24 +175,24 @@ async fn a_message_beyond_the_limit_is_refused_on_both_sides() {
     assert!(matches!(
         refused.failure,
         SendFailure::TooLong {
-            len: 9003,
+            len: 8008,
             limit: 1000
         }
     ));
 
     tx.set_limit(10_000);
-    rx.set_limit(9002);
+    rx.set_limit(8007);
     tx.send(refused.into_inner()).await.unwrap();
     for _ in 0..2 {
         assert!(matches!(
             soon(rx.recv()).await,
             Err(RecvError::TooLong {
-                len: 9003,
-                limit: 9002
+                len: 8008,
+                limit: 8007
             })
         ));
     }
-    rx.set_limit(9003);
+    rx.set_limit(8008);
     assert_eq!(soon(rx.recv()).await.unwrap().len(), 1000);
 }
 
