@@ -39,6 +39,7 @@ use crate::sys::socket;
 use crate::wire::fds;
 use crate::wire::frame::{FDS_PER_FRAME_MAX, Frame, HEADER_LEN, Header};
 use crate::wire::link::{Encoded, Inlet, Outlet, Refusal};
+use crate::wire::scratch::Scratch;
 
 /// The most bytes of a message, unless another limit is set.
 pub const DEFAULT_LIMIT: usize = 64 << 20;
@@ -143,6 +144,7 @@ impl<T: Serialize> PipeSender<T> {
     /// **Cancel safe:** a future that is dropped has accepted nothing.
     pub async fn feed(&self, value: T) -> Result<(), SendError<T>> {
         let fed = match self.encode(&value) {
+            Ok(encoded) if self.outlet.feed_behind(&encoded) => return Ok(()),
             Ok(encoded) => self.outlet.feed(encoded).await.map_err(failure),
             Err(failure) => Err(failure),
         };
@@ -179,6 +181,7 @@ impl<T: Serialize> PipeSender<T> {
         sent.map_err(|failure| SendError::new(value, failure))
     }
 
+    #[inline]
     fn encode(&self, value: &T) -> Result<Encoded, SendFailure> {
         let mut bytes = self.outlet.buffer();
         let outgoing = fds::encode_with_fds(value, &mut bytes).map_err(SendFailure::Encode)?;
@@ -312,6 +315,11 @@ impl<T: DeserializeOwned> PipeReceiver<T> {
     ///
     /// **Cancel safe:** a future that is dropped has taken nothing from the pipe.
     pub async fn recv(&self) -> Result<T, RecvError> {
+        let mut body = Scratch::new();
+        if let Some(kind) = self.inlet.copy_next(&mut body).await {
+            return decode(kind, &body, Vec::new());
+        }
+        drop(body);
         value(self.inlet.next().await?)
     }
 
@@ -360,6 +368,12 @@ impl<T> PipeReceiver<T> {
     ///
     /// **Cancel safe:** a future that is dropped has taken nothing from the pipe.
     pub async fn recv_bytes(&self) -> Result<Bytes, RecvError> {
+        let mut body = Scratch::new();
+        if let Some(kind) = self.inlet.copy_next(&mut body).await {
+            is_raw(kind)?;
+            return Ok(Bytes::copy_from_slice(&body));
+        }
+        drop(body);
         raw(self.inlet.next().await?)
     }
 
@@ -658,17 +672,30 @@ fn failure(refusal: Refusal) -> SendFailure {
 }
 
 fn value<T: DeserializeOwned>(frame: Frame) -> Result<T, RecvError> {
-    match frame.header.kind {
-        VALUE => fds::decode_with_fds(&frame.body, frame.fds).map_err(RecvError::Decode),
+    decode(frame.header.kind, &frame.body, frame.fds)
+}
+
+#[inline]
+fn decode<T: DeserializeOwned>(kind: u8, body: &[u8], fds: Vec<OwnedFd>) -> Result<T, RecvError> {
+    match kind {
+        VALUE => fds::decode_with_fds(body, fds).map_err(RecvError::Decode),
         BYTES => Err(RecvError::Decode("it was sent by `send_bytes`".to_owned())),
         kind => Err(RecvError::Protocol(format!("a frame of the kind {kind}"))),
     }
 }
 
 fn raw(frame: Frame) -> Result<Bytes, RecvError> {
-    match frame.header.kind {
-        BYTES if frame.body.len() <= COPIED_MAX => Ok(Bytes::copy_from_slice(&frame.body)),
-        BYTES => Ok(frame.body),
+    is_raw(frame.header.kind)?;
+    Ok(match frame.body.len() {
+        // Lest a few bytes keep a large buffer.
+        ..=COPIED_MAX => Bytes::copy_from_slice(&frame.body),
+        _ => frame.body,
+    })
+}
+
+fn is_raw(kind: u8) -> Result<(), RecvError> {
+    match kind {
+        BYTES => Ok(()),
         VALUE => Err(RecvError::Decode(
             "it is a value, and was not sent by `send_bytes`".to_owned(),
         )),

@@ -39,7 +39,11 @@ pub(crate) trait Moving: Send + Sync {
 /// The descriptors of an encoded value, and what moves away with them.
 #[derive(Default)]
 #[must_use = "dropping this takes back what the value moves"]
-pub(crate) struct Outgoing {
+pub(crate) struct Outgoing(Option<Box<Listed>>);
+
+/// What an [`Outgoing`] holds, if it holds anything.
+#[derive(Default)]
+struct Listed {
     fds: Vec<Arc<OwnedFd>>,
     moving: Vec<Arc<dyn Moving>>,
 }
@@ -48,27 +52,39 @@ impl Outgoing {
     /// Whether the value consists of its bytes alone.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.fds.is_empty() && self.moving.is_empty()
+        self.0.is_none()
     }
 
     /// The descriptors that are to be sent beside the value.
     pub(crate) fn fds(&self) -> &[Arc<OwnedFd>] {
-        &self.fds
+        self.0.as_ref().map_or(&[], |listed| &listed.fds)
     }
 
     /// The value is certain to be handed over: what it moves is gone from here.
     pub(crate) fn commit(mut self) -> Vec<Arc<OwnedFd>> {
-        for moving in mem::take(&mut self.moving) {
+        let Some(listed) = &mut self.0 else {
+            return Vec::new();
+        };
+        for moving in mem::take(&mut listed.moving) {
             moving.commit();
         }
-        mem::take(&mut self.fds)
+        mem::take(&mut listed.fds)
     }
 
     /// The descriptors, and what is to be committed once they are certain to be handed over.
     pub(crate) fn into_parts(mut self) -> (Vec<Arc<OwnedFd>>, Self) {
-        (mem::take(&mut self.fds), self)
+        let Some(listed) = &mut self.0 else {
+            return (Vec::new(), self);
+        };
+        let fds = mem::take(&mut listed.fds);
+        if listed.moving.is_empty() {
+            self.0 = None;
+        }
+        (fds, self)
     }
+}
 
+impl Listed {
     fn add(&mut self, fd: Arc<OwnedFd>) -> Result<u32, &'static str> {
         if self.fds.len() == FDS_PER_VALUE_MAX {
             return Err("a value holds more file descriptors than one message can carry");
@@ -78,8 +94,7 @@ impl Outgoing {
     }
 }
 
-impl Drop for Outgoing {
-    #[inline]
+impl Drop for Listed {
     fn drop(&mut self) {
         for moving in &self.moving {
             moving.restore();
@@ -89,15 +104,16 @@ impl Drop for Outgoing {
 
 impl fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let n_moving = self.0.as_ref().map_or(0, |listed| listed.moving.len());
         f.debug_struct("Outgoing")
-            .field("fds", &self.fds)
-            .field("n_moving", &self.moving.len())
+            .field("fds", &self.fds())
+            .field("n_moving", &n_moving)
             .finish()
     }
 }
 
 enum Scope {
-    Encoding(Outgoing),
+    Encoding(Box<Listed>),
     Decoding(Vec<Option<OwnedFd>>),
 }
 
@@ -170,8 +186,8 @@ pub(crate) fn encode_with_fds<T: Serialize + ?Sized>(
     let open = Open::new(Mark::Encoding);
     let encoded = codec::encode(value, bytes);
     let outgoing = match open.close() {
-        Some(Scope::Encoding(outgoing)) => outgoing,
-        _ => Outgoing::default(),
+        Some(Scope::Encoding(listed)) => Outgoing(Some(listed)),
+        _ => Outgoing(None),
     };
     encoded.map(|()| outgoing)
 }
@@ -183,13 +199,13 @@ pub(crate) fn decode_with_fds<T: DeserializeOwned>(
     bytes: &[u8],
     fds: Vec<OwnedFd>,
 ) -> Result<T, String> {
-    let open = if fds.is_empty() {
-        Open::new(Mark::Decoding)
-    } else {
-        let fds = fds.into_iter().map(Some).collect();
-        SCOPES.with_borrow_mut(|scopes| scopes.push(Scope::Decoding(fds)));
-        Open::new(Mark::HandingOut)
-    };
+    if fds.is_empty() {
+        let _open = Open::new(Mark::Decoding);
+        return codec::decode(bytes);
+    }
+    let fds = fds.into_iter().map(Some).collect();
+    SCOPES.with_borrow_mut(|scopes| scopes.push(Scope::Decoding(fds)));
+    let open = Open::new(Mark::HandingOut);
     let decoded = codec::decode(bytes);
     let n_left = match open.close() {
         Some(Scope::Decoding(left)) => left.iter().flatten().count(),
@@ -246,13 +262,13 @@ pub(crate) fn list(fd: Arc<OwnedFd>, moving: Option<Arc<dyn Moving>>) -> Result<
     }
     SCOPES.with_borrow_mut(|scopes| {
         if MARK.replace(Mark::Listing) == Mark::Encoding {
-            scopes.push(Scope::Encoding(Outgoing::default()));
+            scopes.push(Scope::Encoding(Box::default()));
         }
-        let Some(Scope::Encoding(outgoing)) = scopes.last_mut() else {
+        let Some(Scope::Encoding(listed)) = scopes.last_mut() else {
             return Err(OUTSIDE);
         };
-        let place = outgoing.add(fd)?;
-        outgoing.moving.extend(moving);
+        let place = listed.add(fd)?;
+        listed.moving.extend(moving);
         Ok(place)
     })
 }
@@ -377,33 +393,42 @@ mod tests {
         let refused = codec::encode(&shared, &mut Vec::new()).unwrap_err();
         assert_eq!(refused, OUTSIDE);
 
-        assert_eq!(codec::decode::<Shared>(&[0]).unwrap_err(), OUTSIDE);
+        assert_eq!(codec::decode::<Shared>(&[0; 4]).unwrap_err(), OUTSIDE);
     }
 
     #[test]
     fn a_value_that_claims_what_did_not_come_is_an_error_and_closes_the_rest() {
-        for (bytes, n_fds, says) in [
-            (&[1_u8, 0][..], 0, "the value claims file descriptor 0 of 0"),
-            (&[1, 7], 1, "the value claims file descriptor 7 of 1"),
-            (&[2, 0, 0], 1, "the value claims file descriptor 0 twice"),
+        for (len, places, n_fds, says) in [
             (
-                &[1, 0],
+                1_u64,
+                &[0_u32][..],
+                0,
+                "the value claims file descriptor 0 of 0",
+            ),
+            (1, &[7], 1, "the value claims file descriptor 7 of 1"),
+            (2, &[0, 0], 1, "the value claims file descriptor 0 twice"),
+            (
+                1,
+                &[0],
                 2,
                 "1 file descriptors came with a value that does not hold them",
             ),
             (
-                &[0],
+                0,
+                &[],
                 2,
                 "2 file descriptors came with a value that does not hold them",
             ),
-            (&[2, 0], 2, "at least 1 bytes are missing"),
+            (2, &[0], 2, "at least 4 bytes are missing"),
         ] {
+            let places = places.iter().flat_map(|place| place.to_le_bytes());
+            let bytes: Vec<u8> = len.to_le_bytes().into_iter().chain(places).collect();
             let (readers, fds): (Vec<_>, Vec<_>) = (0..n_fds)
                 .map(|_| pipe().unwrap())
                 .map(|(reader, writer)| (reader, OwnedFd::from(writer)))
                 .unzip();
 
-            let refused = decode_with_fds::<Vec<Shared>>(bytes, fds).unwrap_err();
+            let refused = decode_with_fds::<Vec<Shared>>(&bytes, fds).unwrap_err();
 
             assert_eq!(refused, says);
             assert!(readers.into_iter().all(ends), "{bytes:?} leaks");
@@ -446,7 +471,10 @@ mod tests {
 
         let outgoing = encode_with_fds(&value, &mut bytes).unwrap();
 
-        assert_eq!((outgoing.commit().len(), bytes), (2, vec![0, 1]));
+        assert_eq!(
+            (outgoing.commit().len(), bytes),
+            (2, vec![0, 0, 0, 0, 1, 0, 0, 0])
+        );
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub(crate) struct Header {
 
 impl Header {
     /// The header of a body of `len` bytes, which the caller has checked against its limit.
+    #[inline]
     pub(crate) fn new(kind: u8, aux: u64, len: usize) -> Self {
         let len = u32::try_from(len).expect("a limit of at most 4 GiB was checked before");
         Self {
@@ -64,6 +65,7 @@ impl Header {
     }
 
     /// The same with `n_fds` descriptors attached, at most [`FDS_PER_FRAME_MAX`].
+    #[inline]
     pub(crate) fn with_fds(self, n_fds: usize) -> Self {
         assert!(
             n_fds <= FDS_PER_FRAME_MAX,
@@ -161,6 +163,9 @@ const CHUNK_MAX: usize = 4 << 20;
 /// A buffer that was made for less than this is not given up.
 const KEPT: usize = 4 * CHUNK;
 
+/// So many bytes are copied faster than their buffer is shared.
+const COPIED_MAX: usize = 1 << 10;
+
 impl Splitter {
     /// Bodies may have up to `limit` bytes.
     pub(crate) fn new(limit: u32) -> Self {
@@ -230,6 +235,29 @@ impl Splitter {
         Ok(Some(Frame { header, body, fds }))
     }
 
+    /// The next frame's kind, its body being appended to `into`, if it is what most are: short, whole,
+    /// and without descriptors near it. What is wrong with a frame is told by
+    /// [`next_frame`](Self::next_frame).
+    #[inline]
+    pub(crate) fn copy_frame(&mut self, into: &mut Vec<u8>) -> Option<u8> {
+        if self.current.is_some() || !self.fds.is_empty() || !self.claimed.is_empty() {
+            return None;
+        }
+        let header = Header::from_bytes(self.buffer.first_chunk()?).ok()?;
+        let len = header.len as usize;
+        let is_plain = header.n_fds == 0
+            && header.kind != MORE_FDS
+            && header.len <= self.limit
+            && len <= COPIED_MAX;
+        if !is_plain {
+            return None;
+        }
+        into.extend_from_slice(self.buffer.get(HEADER_LEN..HEADER_LEN + len)?);
+        self.buffer.advance(HEADER_LEN + len);
+        self.forget_large_buffer(len);
+        Some(header.kind)
+    }
+
     /// Whether [`next_frame`](Self::next_frame) has a frame to give.
     ///
     /// # Errors
@@ -240,6 +268,7 @@ impl Splitter {
     }
 
     /// The header of the first frame, if all of it has come.
+    #[inline]
     fn whole_frame(&mut self) -> Result<Option<Header>, FrameError> {
         loop {
             let Some(header) = self.current_header()? else {
@@ -257,6 +286,7 @@ impl Splitter {
 
     /// The header of the frame that is being read. It is checked once, and its descriptors are
     /// claimed.
+    #[inline]
     fn current_header(&mut self) -> Result<Option<Header>, FrameError> {
         // The next frame's, and those of the one behind it, with whose first byte a read ends.
         if self.fds.len() > 2 * FDS_PER_FRAME_MAX {
@@ -282,7 +312,9 @@ impl Splitter {
         if self.claimed.len() + n_fds > FDS_PER_VALUE_MAX {
             return Err(FrameError::TooManyFds);
         }
-        if n_fds <= self.fds.len() {
+        if n_fds == 0 {
+            // Usual, and nothing to do.
+        } else if n_fds <= self.fds.len() {
             self.claimed.extend(self.fds.drain(..n_fds));
         } else if mem::take(&mut self.lost) {
             // They are of no use without the others, and would be taken for the next frame's.
@@ -300,6 +332,7 @@ impl Splitter {
     }
 
     /// Lets go of a buffer that was made for frames much longer than those that come now.
+    #[inline]
     fn forget_large_buffer(&mut self, len: usize) {
         self.recent_len = len.max(self.recent_len - self.recent_len / 16);
         if self.buffer.is_empty() && self.buffer_len_max > KEPT.max(4 * self.recent_len) {

@@ -5,3 +5,4 @@ pub(crate) mod fds;
 pub(crate) mod frame;
 mod guard;
 pub(crate) mod link;
+pub(crate) mod scratch;

@@ -21,7 +21,7 @@ use tokio::io::Interest;
 use tokio::sync::Mutex as Turn;
 use tokio::task::coop;
 
-use super::{LEAVING, LEFT, Life};
+use super::{LEAVING, LEFT, Life, Pace};
 use crate::error::RecvError;
 use crate::sys::reactor::Registration;
 use crate::sys::socket::{self, Direction, Wait};
@@ -48,6 +48,7 @@ struct State {
     fds: Vec<OwnedFd>,
     /// How many have the turn or wait for it.
     n_in_turn: usize,
+    pace: Pace,
 }
 
 /// One that has the turn or waits for it. It leaves when the turn has been given back.
@@ -93,6 +94,7 @@ impl Inlet {
                 limit,
                 fds: Vec::new(),
                 n_in_turn: 0,
+                pace: Pace::default(),
             }),
         }
     }
@@ -101,7 +103,6 @@ impl Inlet {
     ///
     /// Cancel safe: see the module.
     pub(crate) async fn next(&self) -> Result<Frame, RecvError> {
-        coop::consume_budget().await;
         // Past those who wait for a turn only if there are none.
         {
             let mut state = self.state();
@@ -119,6 +120,19 @@ impl Inlet {
             }
             self.fill().await?;
         }
+    }
+
+    /// The next frame's kind, its body being appended to `into`, if it can be copied right away, as
+    /// most can. Else, and if something is wrong, nothing: then it is for [`next`](Self::next).
+    ///
+    /// Cancel safe: it waits, if at all, for its turn among tasks, and has taken nothing by then.
+    #[inline]
+    pub(crate) async fn copy_next(&self, into: &mut Vec<u8>) -> Option<u8> {
+        if let Some(kind) = self.state().copy(into, Pace::is_quick) {
+            return Some(kind);
+        }
+        coop::consume_budget().await;
+        self.state().copy(into, |_| true)
     }
 
     /// Waits until [`next`](Self::next) would not wait, or would fail.
@@ -261,6 +275,7 @@ impl Inlet {
         })
     }
 
+    #[inline]
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that is done under the lock leaves the state half-changed when it panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -292,6 +307,7 @@ impl Moving for Inlet {
 }
 
 impl State {
+    #[inline]
     fn socket(&self) -> Result<&Arc<OwnedFd>, RecvError> {
         match (&self.socket, self.life) {
             (Some(socket), Life::Here) => Ok(socket),
@@ -299,9 +315,19 @@ impl State {
         }
     }
 
+    #[inline]
     fn buffered(&mut self) -> Result<Option<Frame>, RecvError> {
         self.socket()?;
         self.splitter.next_frame().map_err(describe)
+    }
+
+    /// Copies the next frame, unless others wait for it or it may be another task's turn.
+    #[inline]
+    fn copy(&mut self, into: &mut Vec<u8>, goes_on: impl FnOnce(&mut Pace) -> bool) -> Option<u8> {
+        if self.life != Life::Here || self.n_in_turn > 0 || !goes_on(&mut self.pace) {
+            return None;
+        }
+        self.splitter.copy_frame(into)
     }
 
     fn is_ready(&mut self) -> Result<bool, RecvError> {

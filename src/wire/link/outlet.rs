@@ -27,7 +27,7 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::process;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -36,11 +36,12 @@ use tokio::io::Interest;
 use tokio::sync::{Mutex as Gate, MutexGuard as GateGuard, Notify};
 use tokio::task::coop;
 
-use super::{LEAVING, LEFT, Life, leftovers};
+use super::{LEAVING, LEFT, Life, Pace, leftovers};
 use crate::sys::reactor::Registration;
 use crate::sys::socket::{self, Direction, Wait};
 use crate::wire::fds::{Moving, Outgoing};
 use crate::wire::frame::{FDS_PER_FRAME_MAX, HEADER_LEN, Header};
+use crate::wire::scratch::Scratch;
 
 /// While so many bytes are queued, no further frame is accepted.
 const QUEUED_MAX: usize = 64 << 10;
@@ -78,6 +79,8 @@ pub(crate) struct Outlet(Arc<Shared>);
 pub(super) struct Shared {
     /// The most bytes of a frame.
     limit: AtomicU32,
+    /// Whether frames tend to be too long to be copied.
+    is_for_long: AtomicBool,
     /// Held by the one that waits for room, and while a caller's slice is written.
     gate: Gate<()>,
     state: Mutex<State>,
@@ -112,9 +115,10 @@ struct State {
     n_waiting: usize,
     /// The task that polls.
     waker: Option<Waker>,
-    /// Empty buffers to encode into.
+    /// Empty buffers for the queue, and to encode long frames into.
     spares: Vec<Vec<u8>>,
     recent_len: usize,
+    pace: Pace,
 }
 
 /// Bytes that are written from one buffer, with descriptors attached to the first of them.
@@ -128,7 +132,7 @@ struct Segment {
 /// A frame, with room for its header in front.
 #[derive(Debug)]
 pub(crate) struct Encoded {
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Scratch,
     pub(crate) outgoing: Outgoing,
 }
 
@@ -197,6 +201,7 @@ impl Outlet {
             waker: None,
             spares: Vec::new(),
             recent_len: 0,
+            pace: Pace::default(),
         };
         for (bytes, fds) in queued {
             state.push(Segment {
@@ -207,6 +212,7 @@ impl Outlet {
         }
         Self(Arc::new(Shared {
             limit: AtomicU32::new(limit),
+            is_for_long: AtomicBool::new(false),
             gate: Gate::new(()),
             state: Mutex::new(state),
             progress: Notify::new(),
@@ -214,9 +220,14 @@ impl Outlet {
     }
 
     /// A buffer to encode a frame into, behind room for a header.
-    pub(crate) fn buffer(&self) -> Vec<u8> {
-        let mut buffer = self.0.state().spares.pop().unwrap_or_default();
-        buffer.resize(HEADER_LEN, 0);
+    #[inline]
+    pub(crate) fn buffer(&self) -> Scratch {
+        // Relaxed: either will do.
+        let mut buffer = match self.0.is_for_long.load(Relaxed) {
+            true => self.0.state().spares.pop().unwrap_or_default().into(),
+            false => Scratch::new(),
+        };
+        buffer.extend_from_slice(&[0; HEADER_LEN]);
         buffer
     }
 
@@ -245,6 +256,12 @@ impl Outlet {
     /// Accepts a frame as soon as there is room. It is written with those behind it.
     pub(crate) async fn feed(&self, encoded: Encoded) -> Result<(), Refusal> {
         self.0.accept(encoded, Write::Later).await.map(drop)
+    }
+
+    /// The same if the frame can be put behind others right away, as most can.
+    #[inline]
+    pub(crate) fn feed_behind(&self, encoded: &Encoded) -> bool {
+        encoded.outgoing.is_empty() && self.0.state().append(&encoded.bytes)
     }
 
     /// Waits until all that was accepted is in the socket.
@@ -406,6 +423,7 @@ impl Drop for Outlet {
 }
 
 impl Shared {
+    #[inline]
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that is done under the lock leaves the state half-changed when it panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -459,7 +477,11 @@ impl Shared {
         let written = state.written;
         let accepted = state.accept(encoded, write);
         let has_news = state.written != written && state.is_awaited(0);
+        let is_for_long = state.recent_len > COPIED_MAX;
         drop(state);
+        if self.is_for_long.load(Relaxed) != is_for_long {
+            self.is_for_long.store(is_for_long, Relaxed);
+        }
         if has_news {
             self.tell(0);
         }
@@ -746,6 +768,7 @@ impl Drop for Lent<'_> {
 }
 
 impl State {
+    #[inline]
     fn check(&self) -> Result<(), Refusal> {
         match self.life {
             Life::Here if self.is_closed => Err(Refusal::Closed),
@@ -804,6 +827,34 @@ impl State {
         }
     }
 
+    /// Puts a frame behind others if that takes nothing but copying it.
+    #[inline]
+    fn append(&mut self, frame: &[u8]) -> bool {
+        let len = frame.len();
+        if self.queued >= QUEUED_MAX || self.n_at_gate > 0 || self.check().is_err() {
+            return false;
+        }
+        if !self.pace.is_quick() {
+            return false;
+        }
+        match self.queue.back_mut() {
+            Some(last) if len <= COPIED_MAX && len <= last.bytes.capacity() - last.bytes.len() => {
+                last.bytes.extend_from_slice(frame);
+                self.queued += len;
+                self.accepted += len as u64;
+                self.note_len(len);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Remembers about how long the longest of the last frames was.
+    #[inline]
+    fn note_len(&mut self, len: usize) {
+        self.recent_len = len.max(self.recent_len - self.recent_len / 16);
+    }
+
     /// Accepts a frame, unless there is no room.
     fn accept(&mut self, encoded: &mut Encoded, write: Write) -> Result<Accepted, Refusal> {
         self.check()?;
@@ -814,19 +865,21 @@ impl State {
             }
         }
         let len = encoded.bytes.len();
-        self.recent_len = len.max(self.recent_len - self.recent_len / 16);
+        self.note_len(len);
         let mut start = 0;
         if self.queue.is_empty() && write == Write::Now && encoded.outgoing.is_empty() {
             start = self
                 .write_slices(&[IoSlice::new(&encoded.bytes)], len)
                 .map_err(|error| self.refusal(error))?;
             if start == len {
-                self.recycle(mem::take(&mut encoded.bytes));
+                if len > COPIED_MAX {
+                    self.recycle(mem::take(&mut *encoded.bytes));
+                }
                 return Ok(Accepted::Written);
             }
         }
         let before = (self.queue.len(), self.accepted, self.written);
-        self.push_frame(mem::take(&mut encoded.bytes), start, encoded.outgoing.fds());
+        self.push_frame(&mut encoded.bytes, start, encoded.outgoing.fds());
         if write == Write::Now
             && start == 0
             && let Err(error) = self.write()
@@ -856,19 +909,9 @@ impl State {
     }
 
     /// Queues a frame, of which `start` bytes have been written already.
-    fn push_frame(&mut self, bytes: Vec<u8>, start: usize, fds: &[Arc<OwnedFd>]) {
-        let len = bytes.len();
-        if fds.is_empty()
-            && start == 0
-            && len <= COPIED_MAX
-            && let Some(last) = self.queue.back_mut()
-            && last.bytes.len() + len <= QUEUED_MAX + COPIED_MAX
-        {
-            last.bytes.extend_from_slice(&bytes);
-            self.queued += len;
-            self.accepted += len as u64;
-            self.recycle(bytes);
-            return;
+    fn push_frame(&mut self, bytes: &mut Vec<u8>, start: usize, fds: &[Arc<OwnedFd>]) {
+        if fds.is_empty() && bytes.len() <= COPIED_MAX {
+            return self.push_copy(&bytes[start..]);
         }
         let n_ahead = match fds.len() {
             0 => 0,
@@ -881,8 +924,31 @@ impl State {
                 fds: group.to_vec(),
             });
         }
-        let fds = fds[n_ahead..].to_vec();
-        self.push(Segment { bytes, start, fds });
+        self.push(Segment {
+            bytes: mem::take(bytes),
+            start,
+            fds: fds[n_ahead..].to_vec(),
+        });
+    }
+
+    /// Queues a copy, behind others in one buffer if there is room.
+    fn push_copy(&mut self, bytes: &[u8]) {
+        match self.queue.back_mut() {
+            Some(last) if last.bytes.len() + bytes.len() <= QUEUED_MAX + COPIED_MAX => {
+                last.bytes.extend_from_slice(bytes);
+                self.queued += bytes.len();
+                self.accepted += bytes.len() as u64;
+            }
+            _ => {
+                let mut buffer = self.spares.pop().unwrap_or_default();
+                buffer.extend_from_slice(bytes);
+                self.push(Segment {
+                    bytes: buffer,
+                    start: 0,
+                    fds: Vec::new(),
+                });
+            }
+        }
     }
 
     fn push(&mut self, segment: Segment) {
