@@ -38,7 +38,7 @@ use crate::error::{RecvError, SendError, SendFailure, TryRecvError};
 use crate::sys::socket;
 use crate::wire::fds;
 use crate::wire::frame::{FDS_PER_FRAME_MAX, Frame, HEADER_LEN, Header};
-use crate::wire::link::{Encoded, Inlet, Outlet, Refusal};
+use crate::wire::link::{Encoded, Inlet, Next, Outlet, Refusal};
 use crate::wire::scratch::Scratch;
 
 /// The most bytes of a message, unless another limit is set.
@@ -316,11 +316,13 @@ impl<T: DeserializeOwned> PipeReceiver<T> {
     /// **Cancel safe:** a future that is dropped has taken nothing from the pipe.
     pub async fn recv(&self) -> Result<T, RecvError> {
         let mut body = Scratch::new();
-        if let Some(kind) = self.inlet.copy_next(&mut body).await {
+        if let Some(kind) = self.inlet.copy_at_hand(&mut body) {
             return decode(kind, &body, Vec::new());
         }
-        drop(body);
-        value(self.inlet.next().await?)
+        match self.inlet.next(&mut body).await? {
+            Next::Copied(kind) => decode(kind, &body, Vec::new()),
+            Next::Whole(frame) => value(frame),
+        }
     }
 
     /// Takes the next message if it is there.
@@ -369,12 +371,10 @@ impl<T> PipeReceiver<T> {
     /// **Cancel safe:** a future that is dropped has taken nothing from the pipe.
     pub async fn recv_bytes(&self) -> Result<Bytes, RecvError> {
         let mut body = Scratch::new();
-        if let Some(kind) = self.inlet.copy_next(&mut body).await {
-            is_raw(kind)?;
-            return Ok(Bytes::copy_from_slice(&body));
+        match self.inlet.next(&mut body).await? {
+            Next::Copied(kind) => is_raw(kind).map(|()| Bytes::copy_from_slice(&body)),
+            Next::Whole(frame) => raw(frame),
         }
-        drop(body);
-        raw(self.inlet.next().await?)
     }
 
     /// Takes the next bytes if they are there.

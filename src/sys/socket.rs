@@ -6,7 +6,7 @@
 //! See [unix(7)](https://man7.org/linux/man-pages/man7/unix.7.html).
 
 use std::io::{self, IoSlice};
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -101,6 +101,9 @@ pub(crate) fn send_with_fds(
         "{} descriptors in one message",
         fds.len()
     );
+    if let ([slice], []) = (slices, fds) {
+        return send_bytes(fd, slice, wait);
+    }
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
@@ -136,7 +139,7 @@ pub(crate) fn recv_with_fds(
 ) -> io::Result<Received> {
     buffer.reserve(max);
     let room = &mut buffer.spare_capacity_mut()[..max];
-    let mut control = ControlBuffer::default();
+    let mut control = MaybeUninit::<ControlBuffer>::uninit();
     let mut slice = libc::iovec {
         iov_base: room.as_mut_ptr().cast(),
         iov_len: room.len(),
@@ -145,7 +148,7 @@ pub(crate) fn recv_with_fds(
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut slice;
     message.msg_iovlen = 1;
-    message.msg_control = (&raw mut control).cast();
+    message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of::<ControlBuffer>() as _;
     let flags = libc::MSG_CMSG_CLOEXEC | wait.flags().bits();
     let len = loop {
@@ -168,17 +171,14 @@ pub(crate) fn recv_with_fds(
 
 /// Room for one `SCM_RIGHTS` message of [`FDS_PER_MESSAGE`] descriptors, aligned for its header.
 #[repr(C, align(8))]
-struct ControlBuffer([u8; 16 + 4 * 254]);
-
-impl Default for ControlBuffer {
-    fn default() -> Self {
-        Self([0; 16 + 4 * 254])
-    }
+struct ControlBuffer {
+    _bytes: [u8; 16 + 4 * 254],
 }
 
 /// Takes ownership of the descriptors that the kernel put into the control buffer of `message`.
 fn take_rights(message: &libc::msghdr, fds: &mut Vec<OwnedFd>) {
-    // SAFETY: the kernel filled `message`, whose control buffer is alive.
+    // SAFETY: the kernel filled `message`, whose control buffer is alive and holds what
+    // `msg_controllen` covers.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !next.is_null() {
         // SAFETY: the macros return null or a header that lies wholly in the control buffer, which

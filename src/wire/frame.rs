@@ -160,6 +160,9 @@ pub(crate) struct Splitter {
 const CHUNK: usize = 64 << 10;
 const CHUNK_MAX: usize = 4 << 20;
 
+/// Up to this length two frames are read at once.
+const PAIRED_MAX: usize = 2 * CHUNK;
+
 /// A buffer that was made for less than this is not given up.
 const KEPT: usize = 4 * CHUNK;
 
@@ -194,8 +197,13 @@ impl Splitter {
             Some(header) if header.len as usize >= CHUNK / 4 => {
                 header.len as usize - self.buffer.len()
             }
-            // Frames tend to be as long as those before, and are best read one by one.
-            _ => (self.recent_len + HEADER_LEN).clamp(CHUNK, CHUNK_MAX),
+            // Frames tend to be as long as those before. Long ones are best read one by one; of
+            // others there is room for one more, as a read that is not filled need not be repeated
+            // to learn that there is nothing left.
+            _ => match self.recent_len + HEADER_LEN {
+                len @ ..=PAIRED_MAX => (2 * len).max(CHUNK),
+                len => len.min(CHUNK_MAX),
+            },
         };
         self.buffer_len_max = self.buffer_len_max.max(self.buffer.len() + room);
         (&mut self.buffer, room)

@@ -51,6 +51,14 @@ struct State {
     pace: Pace,
 }
 
+/// A frame that has come.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Its kind; its body was copied.
+    Copied(u8),
+    Whole(Frame),
+}
+
 /// One that has the turn or waits for it. It leaves when the turn has been given back.
 struct InTurn<'a>(&'a Inlet);
 
@@ -99,66 +107,69 @@ impl Inlet {
         }
     }
 
-    /// Waits for the next frame.
+    /// Waits for the next frame. A short one is appended to `into`, as for
+    /// [`copy_at_hand`](Self::copy_at_hand).
     ///
     /// Cancel safe: see the module.
-    pub(crate) async fn next(&self) -> Result<Frame, RecvError> {
-        // Past those who wait for a turn only if there are none.
-        {
-            let mut state = self.state();
-            if state.n_in_turn == 0
-                && let Some(frame) = state.buffered()?
-            {
-                return Ok(frame);
-            }
-        }
+    pub(crate) async fn next(&self, into: &mut Vec<u8>) -> Result<Next, RecvError> {
+        coop::consume_budget().await;
         let _in_turn = InTurn::new(self);
-        let _turn = self.turn.lock().await;
+        // Without waiting if it is free, which is the usual case and half the work.
+        let _turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => self.turn.lock().await,
+        };
+        let mut next = self.state().next(into)?;
         loop {
-            if let Some(frame) = self.state().buffered()? {
-                return Ok(frame);
+            if let Some(next) = next {
+                return Ok(next);
             }
-            self.fill().await?;
+            next = self.fill(|state| state.next(into)).await?;
         }
     }
 
-    /// The next frame's kind, its body being appended to `into`, if it can be copied right away, as
-    /// most can. Else, and if something is wrong, nothing: then it is for [`next`](Self::next).
-    ///
-    /// Cancel safe: it waits, if at all, for its turn among tasks, and has taken nothing by then.
+    /// The next frame if it can be copied right away, as most can: its kind, and its body appended to
+    /// `into`. Else, and if something is wrong, nothing, and it is for [`next`](Self::next).
     #[inline]
-    pub(crate) async fn copy_next(&self, into: &mut Vec<u8>) -> Option<u8> {
-        if let Some(kind) = self.state().copy(into, Pace::is_quick) {
-            return Some(kind);
+    pub(crate) fn copy_at_hand(&self, into: &mut Vec<u8>) -> Option<u8> {
+        let mut state = self.state();
+        if state.life != Life::Here || state.n_in_turn > 0 || !state.pace.is_quick() {
+            return None;
         }
-        coop::consume_budget().await;
-        self.state().copy(into, |_| true)
+        state.splitter.copy_frame(into)
     }
 
     /// Waits until [`next`](Self::next) would not wait, or would fail.
     pub(crate) async fn ready(&self) {
         let _in_turn = InTurn::new(self);
         let _turn = self.turn.lock().await;
-        while matches!(self.state().is_ready(), Ok(false)) {
-            if self.fill().await.is_err() {
-                return;
-            }
+        let mut ready = self.state().is_ready();
+        while matches!(ready, Ok(None)) {
+            ready = self.fill(State::is_ready).await;
         }
     }
 
-    /// Waits for the socket and reads once.
-    async fn fill(&self) -> Result<(), RecvError> {
+    /// Waits for the socket, reads once, and looks whether that was enough.
+    async fn fill<R>(
+        &self,
+        look: impl FnOnce(&mut State) -> Result<Option<R>, RecvError>,
+    ) -> Result<Option<R>, RecvError> {
         let registration = self.state().registration().map_err(RecvError::Io)?;
         let mut ready = match registration.reactor().readable().await {
             Ok(ready) => ready,
             // That runtime is shutting down. In another one the next round registers anew.
-            Err(error) => return self.state().forget_registration(&registration, error),
+            Err(error) => {
+                self.state().forget_registration(&registration, error)?;
+                return Ok(None);
+            }
         };
-        let read = self.state().read()?;
+        let mut state = self.state();
+        let read = state.read()?;
         if matches!(read, Read::Last | Read::Nothing) {
             ready.clear_ready();
         }
-        read.go_on(&self.state().splitter)
+        read.go_on(&state.splitter)?;
+        look(&mut state)
     }
 
     /// The next frame, for the one that has the endpoint to itself.
@@ -321,18 +332,20 @@ impl State {
         self.splitter.next_frame().map_err(describe)
     }
 
-    /// Copies the next frame, unless others wait for it or it may be another task's turn.
+    /// The next frame, copied if it is short.
     #[inline]
-    fn copy(&mut self, into: &mut Vec<u8>, goes_on: impl FnOnce(&mut Pace) -> bool) -> Option<u8> {
-        if self.life != Life::Here || self.n_in_turn > 0 || !goes_on(&mut self.pace) {
-            return None;
+    fn next(&mut self, into: &mut Vec<u8>) -> Result<Option<Next>, RecvError> {
+        self.socket()?;
+        match self.splitter.copy_frame(into) {
+            Some(kind) => Ok(Some(Next::Copied(kind))),
+            None => Ok(self.buffered()?.map(Next::Whole)),
         }
-        self.splitter.copy_frame(into)
     }
 
-    fn is_ready(&mut self) -> Result<bool, RecvError> {
+    fn is_ready(&mut self) -> Result<Option<()>, RecvError> {
         self.socket()?;
-        self.splitter.is_frame_ready().map_err(describe)
+        let is_ready = self.splitter.is_frame_ready().map_err(describe)?;
+        Ok(is_ready.then_some(()))
     }
 
     fn registration(&mut self) -> io::Result<Arc<Registration>> {
@@ -364,7 +377,9 @@ impl State {
             match socket::recv_with_fds(socket, buffer, room, &mut self.fds, Wait::No) {
                 Ok(received) => {
                     let with_fds = received.fds_lost || !self.fds.is_empty();
-                    self.splitter.add_fds(self.fds.drain(..));
+                    if with_fds {
+                        self.splitter.add_fds(self.fds.drain(..));
+                    }
                     if received.fds_lost {
                         self.splitter.set_fds_lost();
                     }

@@ -9,7 +9,7 @@ mod inlet;
 mod leftovers;
 mod outlet;
 
-pub(crate) use self::inlet::Inlet;
+pub(crate) use self::inlet::{Inlet, Next};
 pub(crate) use self::leftovers::wait_for_leftovers;
 pub(crate) use self::outlet::{Encoded, Outlet, Refusal};
 
