@@ -37,6 +37,20 @@ pub(crate) trait Memory {
     /// Writes the word (release).
     fn store(&mut self, word: usize, value: u64) -> Result<(), Self::Stop>;
 
+    /// What this process saw last in a word that only grows, so that it need not be fetched from
+    /// another processor's cache as long as the old value says enough. Nothing: look.
+    #[inline]
+    fn recall(&self, word: usize) -> Option<u64> {
+        let _ = word;
+        None
+    }
+
+    /// For [`recall`](Self::recall).
+    #[inline]
+    fn remember(&mut self, word: usize, value: u64) {
+        let _ = (word, value);
+    }
+
     /// Whether `rule` is broken on purpose, to see that the tests notice.
     fn breaks(&self, rule: Rule) -> bool {
         let _ = rule;

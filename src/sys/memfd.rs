@@ -15,6 +15,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use crate::sys::pieces;
+
 /// Shared memory, mapped for reading and writing until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Region {
@@ -119,6 +121,7 @@ impl Region {
     }
 
     /// The aligned word at `offset`.
+    #[inline]
     pub(crate) fn word64(&self, offset: usize) -> &AtomicU64 {
         let word = self.place(offset, 8, 8).cast::<u64>();
         // SAFETY:
@@ -130,6 +133,7 @@ impl Region {
     }
 
     /// The aligned half word at `offset`.
+    #[inline]
     pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
         let word = self.place(offset, 4, 4).cast::<u32>();
         // SAFETY: as in `word64`; every bit pattern is a `u32`.
@@ -184,25 +188,35 @@ impl Region {
 
     /// Copies `bytes` to `offset`. Nobody may read there until a word says so.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
-        let place = self.place(offset, bytes.len(), 1);
-        // SAFETY: `place` asserts that the range lies inside the mapping, which is writable and
-        // overlaps no Rust object.
-        unsafe { place.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
+        let mut offset = offset;
+        for piece in bytes.chunks(pieces::LEN) {
+            let place = self.place(offset, piece.len(), 1);
+            // SAFETY: `place` asserts that the range lies inside the mapping, which is writable and
+            // overlaps no Rust object.
+            unsafe { place.copy_from_nonoverlapping(NonNull::from(piece).cast(), piece.len()) };
+            offset += piece.len();
+        }
     }
 
     /// Appends the `len` bytes at `offset` to `bytes`. A hostile writer can make them any bytes.
     pub(crate) fn read(&self, offset: usize, len: usize, bytes: &mut Vec<u8>) {
-        let place = self.place(offset, len, 1);
         bytes.reserve(len);
-        let end = NonNull::from(bytes.spare_capacity_mut()).cast::<u8>();
-        // SAFETY: `place` asserts that the range lies inside the mapping, and `reserve` made room
-        // for `len` bytes behind the end of `bytes`.
-        unsafe { place.copy_to_nonoverlapping(end, len) };
-        // SAFETY: the capacity is there, and the bytes have just been written.
-        unsafe { bytes.set_len(bytes.len() + len) }
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(pieces::LEN);
+            let place = self.place(offset + done, n, 1);
+            let end = NonNull::from(bytes.spare_capacity_mut()).cast::<u8>();
+            // SAFETY: `place` asserts that the range lies inside the mapping, and `reserve` made
+            // room for `len` bytes behind what was the end of `bytes`, of which `done` are used.
+            unsafe { place.copy_to_nonoverlapping(end, n) };
+            // SAFETY: the capacity is there, and the bytes have just been written.
+            unsafe { bytes.set_len(bytes.len() + n) };
+            done += n;
+        }
     }
 
     /// The address of `len` bytes at `offset`.
+    #[inline]
     fn place(&self, offset: usize, len: usize, align: usize) -> NonNull<u8> {
         assert!(
             offset.is_multiple_of(align),

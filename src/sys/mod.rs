@@ -21,6 +21,7 @@ pub(crate) mod inode;
 pub(crate) mod memfd;
 pub(crate) mod overflow;
 pub(crate) mod pidfd;
+pub(crate) mod pieces;
 pub(crate) mod pipe;
 pub(crate) mod reactor;
 pub(crate) mod rlimit;

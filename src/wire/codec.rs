@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::guard::{Allowance, Guarded, elements_for};
+use crate::sys::pieces;
 
 fn config() -> impl bincode::config::Config {
     bincode::config::standard().with_fixed_int_encoding()
@@ -29,7 +30,7 @@ struct Append<'a>(&'a mut Vec<u8>);
 impl Writer for Append<'_> {
     #[inline]
     fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
-        self.0.extend_from_slice(bytes);
+        pieces::append(self.0, bytes);
         Ok(())
     }
 }

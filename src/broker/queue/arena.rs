@@ -6,14 +6,14 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering::{self, Release, SeqCst};
+use std::sync::atomic::Ordering::{self, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use super::wait::Bells;
 use super::words::{
-    self, BLOCK_LEN, FAR_BLOCK_WORDS, FAR_BLOCKS, FAR_SLOTS, FILE_LEN, MOST, NEAR, NEAR_LEN,
-    SLOT_LEN,
+    self, BLOCK_LEN, FAR_BLOCK_WORDS, FAR_BLOCKS, FAR_SLOTS, FILE_LEN, HEAD, MOST, NEAR, NEAR_LEN,
+    SLOT_LEN, TAIL,
 };
 use crate::broker::memory::{Memory, Rule, Shared};
 use crate::broker::slot::Wake;
@@ -21,7 +21,7 @@ use crate::sys::futex;
 use crate::sys::memfd::Region;
 
 /// Pieces of each far part: as many as it takes to double `NEAR` up to the most.
-const PIECES: usize = 18;
+const PIECES: usize = 16;
 
 /// The file and its mappings.
 #[derive(Debug)]
@@ -31,6 +31,14 @@ pub(crate) struct Arena {
     slots: [OnceLock<Region>; PIECES],
     block_words: [OnceLock<Region>; PIECES],
     blocks: [OnceLock<Region>; PIECES],
+    /// The head and the tail as they were seen last; 0 at first.
+    seen: [AtomicU64; 2],
+}
+
+/// Which of those.
+#[inline]
+fn place_of(word: usize) -> Option<usize> {
+    [HEAD, TAIL].iter().position(|known| *known == word)
 }
 
 /// A part of the memory could not be mapped.
@@ -67,6 +75,7 @@ impl Arena {
             slots: [const { OnceLock::new() }; PIECES],
             block_words: [const { OnceLock::new() }; PIECES],
             blocks: [const { OnceLock::new() }; PIECES],
+            seen: [const { AtomicU64::new(0) }; 2],
         })
     }
 
@@ -259,6 +268,20 @@ impl Memory for &Arena {
         Ok(())
     }
 
+    // Relaxed: an old value is as good as a new one, but for having to look more often.
+    #[inline]
+    fn recall(&self, word: usize) -> Option<u64> {
+        let seen = self.seen[place_of(word)?].load(Relaxed);
+        (seen != 0).then_some(seen)
+    }
+
+    #[inline]
+    fn remember(&mut self, word: usize, value: u64) {
+        if let Some(place) = place_of(word) {
+            self.seen[place].store(value, Relaxed);
+        }
+    }
+
     #[inline]
     fn breaks(&self, rule: Rule) -> bool {
         Shared(&self.near).breaks(rule)
@@ -311,6 +334,18 @@ impl<R: FnMut(usize) -> Result<(), NotMapped>> Memory for WithBells<'_, R> {
         arena.store(word, value)
     }
 
+    #[inline]
+    fn recall(&self, word: usize) -> Option<u64> {
+        self.arena.recall(word)
+    }
+
+    #[inline]
+    fn remember(&mut self, word: usize, value: u64) {
+        let mut arena = self.arena;
+        arena.remember(word, value);
+    }
+
+    #[inline]
     fn breaks(&self, rule: Rule) -> bool {
         Shared(&self.arena.near).breaks(rule)
     }

@@ -27,6 +27,11 @@
 //! all are looked at before more are taken into use, so the memory stays as small as what is used at
 //! one time.
 //!
+//! **Caches.** Each producer would fetch the head from a consumer's processor, and each consumer the
+//! tail from a producer's, with every item. Both only grow, so what a process saw last is enough where
+//! a newer value could only say more: room that was there is still there, and what the head had
+//! passed it has passed. Old values count only within a window, since positions come round again.
+//!
 //! **Close** is an exchange of the last link as well, so no item can get in after it.
 
 use std::sync::atomic::Ordering::AcqRel;
@@ -39,6 +44,8 @@ use crate::broker::memory::{Memory, Rule};
 
 /// How many slots are looked at before the hint is asked.
 const LOOKS: usize = 64;
+/// How far apart positions may be for one of them to be an old one.
+const WINDOW: i64 = 1 << 16;
 
 /// How a put ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,16 +104,29 @@ fn claim_near<M: Memory>(
     n_looks: usize,
 ) -> Result<Option<usize>, M::Stop> {
     let n_slots = n_slots(memory)?;
-    let head = words::position(memory.load(HEAD)?);
+    let limit = memory.load(LIMIT)?.cast_signed();
+    let tail = memory.recall(TAIL).map(words::position);
+    let mut head = None;
     let mut place = near;
     for _ in 0..n_looks.min(n_slots) {
         let slot = if place < n_slots { place } else { 0 };
         place = slot + 1;
         let word = memory.load(words::state(slot))?;
         let state = State::of(word);
-        let passed = words::distance(state.position, head) > 0
-            || memory.breaks(Rule::QueueReusesPassedSlots);
-        if (state.kind == Kind::Free || state.kind == Kind::Done && passed)
+        if state.kind == Kind::Done && !memory.breaks(Rule::QueueReusesPassedSlots) {
+            // The head is never more than the limit behind the tail.
+            let far = tail.map(|tail| words::distance(state.position, tail) - limit);
+            if limit == 0 || far.is_none_or(|far| !(1..=WINDOW).contains(&far)) {
+                let head = match head {
+                    Some(head) => head,
+                    None => *head.insert(words::position(memory.load(HEAD)?)),
+                };
+                if words::distance(state.position, head) <= 0 {
+                    continue;
+                }
+            }
+        }
+        if matches!(state.kind, Kind::Free | Kind::Done)
             && memory
                 .replace(
                     words::state(slot),
@@ -236,8 +256,13 @@ pub(crate) fn publish<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result
             advance_tail(memory, tail, words::slot(next))?;
             continue;
         }
-        if limit != 0 {
+        let has_room = |head| {
+            let n = words::distance(words::position(head), words::position(tail));
+            (0..limit.cast_signed().min(WINDOW)).contains(&n)
+        };
+        if limit != 0 && !memory.recall(HEAD).is_some_and(has_room) {
             let head = memory.load(HEAD)?;
+            memory.remember(HEAD, head);
             let n = words::distance(words::position(head), words::position(tail));
             let slack = i64::from(memory.breaks(Rule::QueueLimitIsExact));
             if n >= limit.cast_signed() + slack {
@@ -250,6 +275,7 @@ pub(crate) fn publish<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result
                 return Ok(Put::Full);
             }
         }
+        memory.remember(TAIL, tail);
         let position = words::after(words::position(tail));
         memory.store(words::state(slot), State::word(Kind::Writing, me, position))?;
         memory.store(words::next(slot), words::end(position))?;
@@ -318,8 +344,16 @@ fn mark<M: Memory>(memory: &mut M, slot: usize, position: u64) -> Result<(), M::
 fn advance_head<M: Memory>(memory: &mut M, head: u64, slot: usize) -> Result<(), M::Stop> {
     let position = words::after(words::position(head));
     let next = words::link(position, slot);
-    if memory.load(TAIL)? == head {
-        let _ = memory.replace(TAIL, head, next, AcqRel)?;
+    let is_behind = |tail| {
+        let n = words::distance(words::position(head), words::position(tail));
+        (1..=WINDOW).contains(&n)
+    };
+    if !memory.recall(TAIL).is_some_and(is_behind) {
+        let tail = memory.load(TAIL)?;
+        memory.remember(TAIL, tail);
+        if tail == head {
+            let _ = memory.replace(TAIL, head, next, AcqRel)?;
+        }
     }
     let _ = memory.replace(HEAD, head, next, AcqRel)?;
     Ok(())

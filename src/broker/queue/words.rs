@@ -4,8 +4,8 @@
 //! exist. Words are addressed by their place in the file, in units of 8 bytes.
 //!
 //! ```text
-//! 0        the header: see the constants       then  1024 slots, 1024 block words, 1024 blocks
-//! 1 page   512 seats, one a process            far   the slots, block words and blocks beyond 1024
+//! 0        the header: see the constants       then  4096 slots, 4096 block words, 4096 blocks
+//! 1 page   512 seats, one a process            far   the slots, block words and blocks beyond 4096
 //! ```
 //! A *link* is a position in the queue and the slot that stands there, in one word:
 //! ```text
@@ -60,7 +60,7 @@ pub(crate) const INLINE_MAX: usize = SLOT_LEN - INLINE;
 /// Bytes of a block.
 pub(crate) const BLOCK_LEN: usize = 4096;
 /// How many slots, and how many blocks, lie near.
-pub(crate) const NEAR: usize = 1024;
+pub(crate) const NEAR: usize = 4096;
 /// How many slots or blocks a queue can have.
 pub(crate) const MOST: usize = (1 << 28) - 16;
 
