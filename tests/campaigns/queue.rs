@@ -28,6 +28,9 @@ use campaign::{Case, Plan};
 /// So many producers, and so many consumers.
 const EACH: usize = 4;
 
+/// How many results may wait to be counted.
+const RESULTS_MAX: usize = 256;
+
 /// The longest that the survivors may need for the next item.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,8 +50,16 @@ fn main() -> ExitCode {
             run: |plan| run(Method::Fork, false, plan),
         },
         Case {
-            name: "kills_lose_nothing_with_leases",
+            name: "kills_lose_nothing_with_leases_by_spawn",
+            run: |plan| run(Method::Spawn, true, plan),
+        },
+        Case {
+            name: "kills_lose_nothing_with_leases_by_fork_server",
             run: |plan| run(Method::ForkServer, true, plan),
+        },
+        Case {
+            name: "kills_lose_nothing_with_leases_by_fork",
+            run: |plan| run(Method::Fork, true, plan),
         },
     ])
 }
@@ -161,7 +172,8 @@ fn run(method: Method, leases: bool, plan: &mut Plan) -> String {
             builder = builder.leases();
         }
         let queue = builder.build().expect("a queue");
-        let results = AsyncQueue::<(u64, u64)>::unbounded().expect("a queue");
+        // With a limit, or what comes while a child is started would pile up.
+        let results = AsyncQueue::<(u64, u64)>::bounded(RESULTS_MAX).expect("a queue");
         let mut n_producers = 0;
         let mut children = Vec::new();
         for i in 0..2 * EACH {
@@ -193,15 +205,20 @@ fn run(method: Method, leases: bool, plan: &mut Plan) -> String {
             child.wait().await;
         }
         queue.close();
-        for child in &children[EACH..] {
-            let end = tokio::time::timeout(PATIENCE, child.wait()).await;
-            assert!(end.expect("consumers find the end").success());
-        }
-        results.close();
-        while let Ok((producer, number)) = results.get().await {
-            n_doubled += usize::from(!came.entry(producer).or_default().insert(number));
-            n_items += 1;
-        }
+        let ends = async {
+            for child in &children[EACH..] {
+                let end = tokio::time::timeout(PATIENCE, child.wait()).await;
+                assert!(end.expect("consumers find the end").success());
+            }
+            results.close();
+        };
+        let rest = async {
+            while let Ok((producer, number)) = results.get().await {
+                n_doubled += usize::from(!came.entry(producer).or_default().insert(number));
+                n_items += 1;
+            }
+        };
+        futures::join!(ends, rest);
         // A producer's items are numbered without a gap as far as it came.
         let highest = |numbers: &HashSet<u64>| numbers.iter().max().map_or(0, |max| max + 1);
         let n_put: u64 = came.values().map(highest).sum();

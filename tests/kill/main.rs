@@ -10,6 +10,7 @@
 //! breaks one rule of the protocols after the other, and each of them must be found.
 
 mod cast;
+#[expect(dead_code, reason = "it is shared, and others need more of it")]
 mod trace;
 
 use std::env;

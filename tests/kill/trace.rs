@@ -21,6 +21,8 @@ pub(crate) struct Traced {
     stat: String,
     /// It sleeps in a system call, where it was going on by one instruction.
     sleeps: Cell<bool>,
+    /// It is running to a breakpoint.
+    runs: Cell<bool>,
     /// Where the program's own code lies in that process.
     code: Vec<Range<u64>>,
 }
@@ -49,6 +51,7 @@ impl Traced {
             tid,
             stat: format!("/proc/{pid}/task/{tid}/stat"),
             sleeps: Cell::new(false),
+            runs: Cell::new(false),
             code,
         };
         match this.has_stopped(0) {
@@ -60,7 +63,25 @@ impl Traced {
     /// Goes on by one instruction. A step into sleep goes on by itself when the sleep is over: the
     /// next call waits for that.
     pub(crate) fn step(&self) -> Step {
-        if !self.sleeps.get() && request(libc::PTRACE_SINGLESTEP, self.tid).is_err() {
+        self.go_on(libc::PTRACE_SINGLESTEP)
+    }
+
+    /// The same, but a function that is not the program's own is run to its end.
+    pub(crate) fn step_over(&self) -> Step {
+        if self.sleeps.get() {
+            return self.go_on(libc::PTRACE_CONT);
+        }
+        let Some(back) = self.way_back() else {
+            return self.step();
+        };
+        if self.breakpoint(Some(back)).is_err() {
+            return Step::Ended;
+        }
+        self.go_on(libc::PTRACE_CONT)
+    }
+
+    fn go_on(&self, how: libc::c_uint) -> Step {
+        if !self.sleeps.get() && request(how, self.tid).is_err() {
             return Step::Ended;
         }
         self.sleeps.set(false);
@@ -68,7 +89,12 @@ impl Traced {
         let mut asleep_since = None;
         loop {
             match self.has_stopped(libc::WNOHANG) {
-                Some(true) => return Step::Done,
+                Some(true) => {
+                    return match self.breakpoint(None) {
+                        Ok(()) => Step::Done,
+                        Err(_) => Step::Ended,
+                    };
+                }
                 Some(false) => return Step::Ended,
                 None => thread::yield_now(),
             }
@@ -102,6 +128,7 @@ impl Traced {
             let _ = request(libc::PTRACE_INTERRUPT, self.tid);
             let _ = self.has_stopped(0);
         }
+        let _ = self.breakpoint(None);
         let _ = request(libc::PTRACE_DETACH, self.tid);
     }
 
@@ -112,8 +139,60 @@ impl Traced {
         while self.has_stopped(0) == Some(true) {}
     }
 
+    /// Where a function that is not the program's own was called from, at its first instruction.
+    #[cfg(target_arch = "x86_64")]
+    fn way_back(&self) -> Option<u64> {
+        let registers = self.registers().ok()?;
+        let is_own = |place: u64| self.code.iter().any(|code| code.contains(&place));
+        if is_own(registers.rip) {
+            return None;
+        }
+        // Called or jumped to: the top of the stack says where it returns to.
+        let top = registers.rsp as *mut libc::c_void;
+        let nothing = ptr::null_mut::<libc::c_void>();
+        // SAFETY: reads the other process' memory; an address that is none is an error.
+        let back = unsafe { libc::ptrace(libc::PTRACE_PEEKDATA, self.tid, top, nothing) } as u64;
+        is_own(back).then_some(back)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn way_back(&self) -> Option<u64> {
+        None
+    }
+
+    /// Has the thread, and no other one of the process, stop before this instruction; or at none.
+    #[cfg(target_arch = "x86_64")]
+    fn breakpoint(&self, place: Option<u64>) -> io::Result<()> {
+        if self.runs.replace(place.is_some()) == place.is_some() {
+            return Ok(());
+        }
+        let first = std::mem::offset_of!(libc::user, u_debugreg);
+        let enabled = u64::from(place.is_some());
+        for (register, value) in [(0, place.unwrap_or(0)), (7, enabled)] {
+            let at = (first + register * 8) as *mut libc::c_void;
+            let value = value as *mut libc::c_void;
+            // SAFETY: sets a debug register of the other thread.
+            let done = unsafe { libc::ptrace(libc::PTRACE_POKEUSER, self.tid, at, value) };
+            if done == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn breakpoint(&self, _: Option<u64>) -> io::Result<()> {
+        self.runs.set(false);
+        Ok(())
+    }
+
     #[cfg(target_arch = "x86_64")]
     fn instruction(&self) -> io::Result<u64> {
+        self.registers().map(|registers| registers.rip)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn registers(&self) -> io::Result<libc::user_regs_struct> {
         // SAFETY: plain numbers, for which zeros are a value.
         let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
         let place = (&raw mut registers).cast::<libc::c_void>();
@@ -123,7 +202,7 @@ impl Traced {
         if done == -1 {
             return Err(io::Error::last_os_error());
         }
-        Ok(registers.rip)
+        Ok(registers)
     }
 
     #[cfg(not(target_arch = "x86_64"))]
