@@ -23,6 +23,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_multiprocess::pipe;
 use tokio_multiprocess::{AsyncPipe, Process, RecvError, StartError};
 
+#[path = "it/queue/suite.rs"]
+mod queue_suite;
 #[path = "it/process/suite.rs"]
 mod suite;
 
@@ -34,9 +36,10 @@ const CASE: &str = "FORK_CASE";
 type Case = (&'static str, fn());
 
 macro_rules! cases {
-    (every way: $($shared:ident)* ; fork: $($own:ident)*) => {
+    (every way: $($shared:ident)* ; queues: $($queue:ident)* ; fork: $($own:ident)*) => {
         const CASES: &[Case] = &[
             $((stringify!($shared), || block_on(suite::$shared(By::Fork))),)*
+            $((stringify!($queue), || on_a_runtime(queue_suite::$queue(By::Fork))),)*
             $((stringify!($own), $own),)*
         ];
     };
@@ -87,6 +90,26 @@ cases! {
         a_child_that_closes_its_link_is_killed
         a_child_that_dies_inside_a_message_has_no_result
         children_start_at_once_in_any_number
+    ;
+    queues:
+        items_of_a_child_arrive_in_order
+        items_reach_a_child_in_order
+        a_queue_ends_when_its_producers_are_gone
+        a_queue_ends_when_its_producers_are_killed
+        a_full_queue_makes_a_child_wait
+        a_producer_gets_its_item_back_when_the_consumers_are_killed
+        large_items_arrive_unchanged
+        descriptors_travel_in_items
+        queues_travel_in_queues
+        a_handle_in_a_message_counts
+        join_waits_for_all_workers
+        what_a_dead_consumer_had_got_counts_as_done
+        a_lease_of_a_dead_consumer_is_delivered_again
+        blocking_twins_work_between_processes
+        the_creators_death_is_an_error_for_all
+        a_stopped_consumer_stops_nobody_else
+        a_stopped_producer_stops_nobody_else
+        many_producers_and_consumers_lose_and_double_nothing
     ;
     fork:
         a_closure_captures_what_cannot_be_sent

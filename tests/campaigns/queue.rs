@@ -4,8 +4,10 @@
 //! survivors never stop; and what is missing in the end are at most the items that killed consumers
 //! had got, one each. With leases nothing is missing.
 //!
-//! `cargo test --test campaign_queue -- --long`: 2,000 kills over a million items by each start
-//! method.
+//! And consumers that wait for an item that does not come do nothing at all.
+//!
+//! `cargo test --release --test campaign_queue -- --long`: 2,000 kills over a million items by each
+//! start method, and ten idle seconds.
 
 #![allow(unsafe_code, reason = "fork is unsafe")]
 
@@ -60,6 +62,10 @@ fn main() -> ExitCode {
         Case {
             name: "kills_lose_nothing_with_leases_by_fork",
             run: |plan| run(Method::Fork, true, plan),
+        },
+        Case {
+            name: "sixteen_idle_consumers_never_wake_up",
+            run: idle,
         },
     ])
 }
@@ -235,6 +241,71 @@ fn run(method: Method, leases: bool, plan: &mut Plan) -> String {
         before.is_reached_again();
         format!("{n_kills} kills, {n_items} items, {n_lost} lost, {n_doubled} came twice")
     })
+}
+
+/// Consumers of a queue that nothing is put into; each says when it waits.
+async fn wait_in_vain((queue, ready): (QueueReceiver<u64>, QueueSender<()>)) {
+    let mut waits = std::pin::pin!(queue.get());
+    assert!(futures::poll!(waits.as_mut()).is_pending(), "it is empty");
+    ready.put(()).await.expect("it is counted");
+    let _ = waits.await;
+}
+
+fn idle(plan: &mut Plan) -> String {
+    const N: usize = 16;
+    let time = plan.limit(Duration::from_secs(1), Duration::from_secs(10));
+    let (sender, children) = runtime().block_on(async {
+        let (sender, receiver) = AsyncQueue::unbounded().expect("a queue").split();
+        let (ready, are_ready) = AsyncQueue::unbounded().expect("a queue").split();
+        let mut children = Vec::new();
+        for _ in 0..N {
+            let arg = (receiver.clone(), ready.clone());
+            children.push(start(Method::ForkServer, wait_in_vain, arg).await);
+        }
+        for _ in 0..N {
+            are_ready.get().await.expect("it is ready");
+        }
+        (sender, children)
+    });
+    let mut pids: Vec<u32> = children.iter().map(Process::pid).collect();
+    // Of this one too, which looks after the queue; the thread that sleeps here is left out.
+    pids.push(std::process::id());
+    let count = || pids.iter().map(|pid| n_switches(*pid)).collect::<Vec<_>>();
+    let mut before = count();
+    loop {
+        // They are at rest once nothing has moved for a while.
+        std::thread::sleep(Duration::from_millis(100));
+        let now = count();
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    std::thread::sleep(time);
+    assert_eq!(count(), before, "somebody woke up");
+    drop(sender);
+    for child in children {
+        assert!(runtime().block_on(child.wait()).success());
+    }
+    format!("{N} consumers, {} s, no wake-up", time.as_secs())
+}
+
+/// How often the threads of a process have gone to sleep or lost the processor, but for its main
+/// thread if it is this process.
+fn n_switches(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let mut n = 0;
+    for task in tasks.flatten() {
+        if pid == std::process::id() && task.file_name() == *pid.to_string() {
+            continue;
+        }
+        let status = std::fs::read_to_string(task.path().join("status")).expect("it lives");
+        let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+        n += lines
+            .filter_map(|line| line.rsplit('\t').next()?.parse::<u64>().ok())
+            .sum::<u64>();
+    }
+    n
 }
 
 /// Producer or consumer, by its place.

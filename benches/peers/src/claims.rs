@@ -3,7 +3,7 @@
 use crate::harness::Contender::{self, Here, Python};
 use crate::harness::{Claim, Row, Unit};
 use crate::rival::Place::{Anywhere, OneCore};
-use crate::{iceoryx2, ipc_channel, ours, raw, remoc, tokio_unix_ipc};
+use crate::{iceoryx2, ipc_channel, ours, queue, raw, remoc, tokio_unix_ipc};
 
 const K64: usize = 64 << 10;
 const M1: usize = 1 << 20;
@@ -109,6 +109,36 @@ pub(crate) const CONTENDERS: &[(&str, Contender)] = &[
         "iceoryx2 polling, 1 MiB",
         Here(|| us(iceoryx2::one_way(M1))),
     ),
+    ("queue round trip", Here(|| queue::round_trip(OneCore))),
+    (
+        "queue round trip, two cores",
+        Here(|| queue::round_trip(Anywhere)),
+    ),
+    ("queue, 64 B", Here(queue::small)),
+    ("queue, 1 KiB", Here(|| queue::bytes(1024))),
+    ("queue, 64 KiB", Here(|| us(queue::bytes(K64)))),
+    ("queue, 1 MiB", Here(|| us(queue::bytes(M1)))),
+    ("python: Queue", Python("queue_round_trip Queue one_core")),
+    (
+        "python: Queue, two cores",
+        Python("queue_round_trip Queue anywhere"),
+    ),
+    (
+        "python: SimpleQueue",
+        Python("queue_round_trip SimpleQueue one_core"),
+    ),
+    (
+        "python: SimpleQueue, two cores",
+        Python("queue_round_trip SimpleQueue anywhere"),
+    ),
+    ("python: Queue, 64 B", Python("queue Queue 64 100000 ns")),
+    (
+        "python: SimpleQueue, 64 B",
+        Python("queue SimpleQueue 64 100000 ns"),
+    ),
+    ("python: Queue, 1 KiB", Python("queue Queue 1024 50000 ns")),
+    ("python: Queue, 64 KiB", Python("queue Queue 65536 5000 us")),
+    ("python: Queue, 1 MiB", Python("queue Queue 1048576 500 us")),
     ("python: Pipe", Python("round_trip one_core")),
     ("python: Pipe, two cores", Python("round_trip anywhere")),
     ("python: Pipe, 64 B", Python("one_way 64 200000 ns")),
@@ -180,7 +210,54 @@ pub(crate) fn claims() -> Vec<Claim> {
     row.show("floor: UnixStream, 64 MiB");
     row.show("python: Pipe, 64 MiB");
 
+    queues(&mut claims);
     claims
+}
+
+/// The same rows for queues.
+fn queues(claims: &mut Vec<Claim>) {
+    let work = "queue: 64 B there and back, one core";
+    let mut row = Row::new(claims, 7, work, Unit::Us, "queue round trip");
+    row.must("python: Queue", 1.0, 0.25);
+    row.must("python: SimpleQueue", 1.0, 0.65);
+    row.aim("tokio UnixStream", 0.65);
+    row.show("ipc-channel");
+
+    let work = "queue: 64 B there and back, two cores";
+    let mut row = Row::new(claims, 8, work, Unit::Us, "queue round trip, two cores");
+    row.must("python: Queue, two cores", 1.0, 0.15);
+    row.must("python: SimpleQueue, two cores", 1.0, 0.15);
+    row.aim("ipc-channel, two cores", 0.15);
+    row.aim("iceoryx2 polling, two cores", 1.0);
+
+    let work = "queue: 64 B one way";
+    let mut row = Row::new(claims, 9, work, Unit::Ns, "queue, 64 B");
+    row.must("python: Queue, 64 B", 0.1, 1.0 / 45.0);
+    row.must("python: SimpleQueue, 64 B", 0.1, 0.1);
+    row.must("iceoryx2 polling, 64 B", 1.0, 1.0 / 3.0);
+    row.aim("ipc-channel, 64 B", 1.0 / 12.0);
+
+    let mut row = Row::new(claims, 10, "queue: 1 KiB one way", Unit::Ns, "queue, 1 KiB");
+    row.must("python: Queue, 1 KiB", 0.1, 0.05);
+    row.aim("ipc-channel, 1 KiB", 1.0 / 6.0);
+    row.show("iceoryx2 polling, 1 KiB");
+
+    let mut row = Row::new(
+        claims,
+        11,
+        "queue: 64 KiB one way",
+        Unit::Us,
+        "queue, 64 KiB",
+    );
+    row.must("python: Queue, 64 KiB", 0.1, 0.05);
+    row.aim("ipc-channel bytes, 64 KiB", 1.0 / 3.0);
+    row.show("iceoryx2 polling, 64 KiB");
+
+    let mut row = Row::new(claims, 12, "queue: 1 MiB one way", Unit::Us, "queue, 1 MiB");
+    row.must("python: Queue, 1 MiB", 0.1, 0.05);
+    row.aim("tokio-unix-ipc raw, 1 MiB", 0.4);
+    row.show("ipc-channel bytes, 1 MiB");
+    row.show("iceoryx2 polling, 1 MiB");
 }
 
 fn us(ns: f64) -> f64 {

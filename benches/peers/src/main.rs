@@ -1,4 +1,4 @@
-//! Pipes of this library beside those of others, in one run.
+//! Pipes and queues of this library beside those of others, in one run.
 //!
 //! Run with `cargo run --release` in this folder, or `cargo run --release -- 9 12` for some rows.
 
@@ -19,6 +19,7 @@ mod iceoryx2;
 mod ipc_channel;
 mod message;
 mod ours;
+mod queue;
 mod raw;
 mod remoc;
 mod rival;
