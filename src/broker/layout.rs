@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! word 0  what it is: a magic number and the kind          word 4  permits left in the ledger
-//!      1  the last number that was given to a client            5  (free)
+//!      1  the last number that was given to a client            5  who sleeps without the broker
 //!      2  how many permits or parties                           6  conditions made so far
 //!      3  options                                               7  ledger permits without owner
 //! ```
 //! Everything from word 2 on is written before anybody else sees the object, except the words of the
 //! protocols: the permits of a lock or semaphore, the flag of an event, the state of a barrier, from
 //! word 8 on, so that they share no cache line with the counter of clients. A lock has one permit and
-//! then, from word 16 on, how many wait at each of its conditions. User data, of `Value` and `Array`,
+//! then, from word 16 on, how many wait at each of its conditions, and from word 80 on those of them
+//! who keep vigil and a counter of these. User data, of `Value` and `Array`,
 //! begins at byte [`DATA`] of a lock.
 
 use std::io;
@@ -37,6 +38,13 @@ const CONDITIONS_MADE: usize = 6;
 const LOOSE: usize = 7;
 const FIRST: usize = 8;
 const CONDITIONS: usize = 16;
+
+/// Who sleeps until a permit is free, without the broker, see [`super::park`].
+pub(crate) const SLEEPER: usize = 5;
+/// Who waits for a notification without the broker, see [`super::vigil`].
+pub(crate) const VIGILS: Range<usize> = 80..88;
+/// How many have done so.
+pub(crate) const VIGILS_KEPT: usize = 88;
 
 /// How many conditions a lock can have.
 pub(crate) const CONDITIONS_MAX: usize = 64;
@@ -209,6 +217,7 @@ pub(crate) fn n_waiting(region: &Region, condition: u32) -> u32 {
 }
 
 /// Number of permit words, or of parties.
+#[inline]
 pub(crate) fn size(region: &Region) -> usize {
     region.word64(SIZE * 8).load(Relaxed) as usize
 }
@@ -238,8 +247,20 @@ pub(crate) fn has_action(region: &Region) -> bool {
 }
 
 /// The words of the permits.
+#[inline]
 pub(crate) fn permits(region: &Region) -> Range<usize> {
     FIRST..FIRST + size(region)
+}
+
+/// Whether there is a permit that nobody has.
+pub(crate) fn has_permit(region: &Region) -> bool {
+    let mut free = permits(region).map(|word| region.word64(word * 8).load(Relaxed));
+    free.any(word::is_free) || ledger(region) > 0
+}
+
+/// Whether anybody waits by the broker for a permit: all words of an object say the same.
+pub(crate) fn has_queue(region: &Region) -> bool {
+    region.word64(FIRST * 8).load(Relaxed) & word::QUEUED != 0
 }
 
 /// The word of a lock.

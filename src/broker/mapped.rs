@@ -32,6 +32,7 @@ impl Mapped {
     }
 
     /// The part that every object has.
+    #[inline]
     pub(crate) fn region(&self) -> &Region {
         match self {
             Self::Whole(region) => region,

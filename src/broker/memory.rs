@@ -143,7 +143,7 @@ impl Memory for Shared<'_> {
 
 #[cfg(mutants)]
 impl Rule {
-    const ALL: [Self; 52] = [
+    const ALL: [Self; 57] = [
         Self::TakeRespectsDue,
         Self::GiveRespectsDue,
         Self::GivePokes,
@@ -173,6 +173,11 @@ impl Rule {
         Self::BarrierLeaderDeathBreaks,
         Self::BarrierOneLeader,
         Self::BarrierResetReleases,
+        Self::ParkLooksAgain,
+        Self::GiveWakesSleeper,
+        Self::DeathClearsSleeper,
+        Self::VigilPassesOn,
+        Self::VigilDeathPassesOn,
         Self::EventSetRings,
         Self::EventSetBeforeRing,
         Self::EventLooksAgain,
@@ -272,6 +277,16 @@ pub(crate) enum Rule {
     BarrierOneLeader,
     /// A reset releases whoever waits.
     BarrierResetReleases,
+    /// Who parks looks again for a permit.
+    ParkLooksAgain,
+    /// Who frees a permit wakes the sleeper.
+    GiveWakesSleeper,
+    /// A dead sleeper's place is free for the next.
+    DeathClearsSleeper,
+    /// A notified waiter that gives up passes the notification on.
+    VigilPassesOn,
+    /// A notified waiter that dies passes the notification on.
+    VigilDeathPassesOn,
     /// A set that may have sleepers rings.
     EventSetRings,
     /// The flag is up before the bell rings.

@@ -8,7 +8,8 @@
 //!
 //! Read in this order: [`memory`] (the steps of the protocols), [`word`] (locks and semaphores, the
 //! clients' side), [`gate`] (the broker's side), [`barrier`], [`flag`] (events), [`slot`] (where an
-//! answer and a cancellation meet). The exhaustive search that takes all of them through every order
+//! answer and a cancellation meet), [`park`] and [`vigil`] (short sleeps that the broker knows nothing
+//! of). The exhaustive search that takes all of them through every order
 //! of steps, crashes and cancellations is [`search`].
 
 pub(crate) mod barrier;
@@ -21,10 +22,13 @@ pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod object;
+pub(crate) mod park;
 pub(crate) mod queue;
 #[cfg(test)]
 mod search;
 pub(crate) mod serve;
 pub(crate) mod slot;
+pub(crate) mod spin;
+pub(crate) mod vigil;
 pub(crate) mod waiting;
 pub(crate) mod word;

@@ -15,10 +15,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::Ordering::{Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::atomic::{Ordering::Acquire, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use serde::de::Error as _;
 use serde::ser::Error as _;
@@ -29,12 +29,16 @@ use crate::broker::flag;
 use crate::broker::layout::{self, Kind, Shape};
 use crate::broker::link::{Link, Sleepers};
 use crate::broker::mapped::Mapped;
-use crate::broker::memory::Shared;
+use crate::broker::memory::{Memory, Rule, Shared};
 use crate::broker::message::{Place, Says};
+use crate::broker::park::{self, Park};
 use crate::broker::queue;
 use crate::broker::queue::arena::Arena;
 use crate::broker::serve::Broker;
 use crate::broker::slot::Wake;
+use crate::broker::spin::Spin;
+pub(crate) use crate::broker::spin::has_several_cpus;
+use crate::broker::vigil;
 use crate::broker::waiting::Waiting;
 use crate::broker::word::{self, Taken, Tell};
 use crate::error::CreatorGone;
@@ -42,7 +46,7 @@ use crate::supervisor;
 use crate::sys::epoll::Interest;
 use crate::sys::inode::Inode;
 use crate::sys::memfd::Region;
-use crate::sys::{cpu, fork_epoch, futex};
+use crate::sys::{fork_epoch, futex};
 use crate::wire::fds;
 
 /// Memory, and what this process is to it.
@@ -59,6 +63,8 @@ pub(crate) struct Object {
     itself: Weak<Self>,
     /// Where a taker looks for a permit first: beside the last one, as the ones before are taken.
     hint: AtomicUsize,
+    park: Park,
+    spin: Spin,
 }
 
 /// What this process has, so that it has everything once.
@@ -125,6 +131,8 @@ impl Object {
             itself: Weak::clone(itself),
             // Different processes begin at different places.
             hint: AtomicUsize::new(me as usize),
+            park: Park::default(),
+            spin: Spin::default(),
             mapped,
             file,
             kind,
@@ -148,6 +156,7 @@ impl Object {
     }
 
     /// Its memory.
+    #[inline]
     pub(crate) fn region(&self) -> &Region {
         self.mapped.region()
     }
@@ -188,6 +197,7 @@ impl Object {
             let old = std::mem::replace(&mut *attached, Attached { link, number });
             // Its parent's: dropping it would undo what the parent does with shared descriptions.
             std::mem::forget(old);
+            self.park.forget();
             self.me.store(me, Relaxed);
             // Release: whoever sees the epoch sees the number.
             self.epoch.store(epoch, Release);
@@ -217,8 +227,18 @@ impl Object {
         if permits.is_empty() {
             return Ok(None);
         }
-        let first = self.hint.load(Relaxed) % permits.len();
+        let mut first = self.hint.load(Relaxed);
+        if first >= permits.len() {
+            first %= permits.len();
+        }
         let start = permits.start;
+        if self.take_plain(start + first, me) {
+            self.hint.store(first + 1, Relaxed);
+            return Ok(Some(Taken {
+                word: start + first,
+                recovered: false,
+            }));
+        }
         let Ok(taken) = word::take(&mut self.words(), permits, first, me);
         if let Some(taken) = taken {
             self.hint.store(taken.word - start + 1, Relaxed);
@@ -226,12 +246,87 @@ impl Object {
         Ok(taken)
     }
 
+    /// Takes the permit of a word if it is free and there is nothing else to be said about it.
+    #[inline]
+    pub(crate) fn take_plain(&self, word: usize, me: u32) -> bool {
+        let word = self.region().word64(word * 8);
+        // Builds that break rules go the long way, where the rules stand.
+        !cfg!(mutants)
+            && word
+                .compare_exchange(0, me.into(), Acquire, Relaxed)
+                .is_ok()
+    }
+
     /// Gives a permit's word back; it was taken by this process.
     #[inline]
     pub(crate) fn give(&self, word: usize) {
         let Ok(me) = self.me() else { return };
-        let Ok(tell) = word::give(&mut self.words(), word, me);
+        let plain = self.region().word64(word * 8);
+        // The common case by itself: no flags, nobody sleeps. SeqCst: see `park`.
+        let done = plain
+            .compare_exchange(me.into(), 0, SeqCst, Relaxed)
+            .is_ok();
+        if cfg!(mutants) || !done || park::has_sleeper(self.region()) {
+            self.give_slowly(word, me, done);
+        }
+    }
+
+    #[cold]
+    fn give_slowly(&self, word: usize, me: u32, done: bool) {
+        let mut tell = Tell::Nothing;
+        if !done {
+            let Ok(told) = word::give(&mut self.words(), word, me);
+            tell = told;
+        }
         self.tell(tell, word);
+    }
+
+    /// Wakes who sleeps until a permit is free, as one is.
+    fn wake_sleeper(&self) {
+        if self.words().breaks(Rule::GiveWakesSleeper) {
+            return;
+        }
+        if let Some(client) = park::take_out(self.region()) {
+            self.ring(client);
+        }
+    }
+
+    /// Rings the process with this number, directly if its bell is known.
+    fn ring(&self, client: u32) {
+        let Attached { link, number } = self.attached();
+        if self.me() == Ok(client) {
+            link.bell().ring();
+        } else {
+            link.ring(number, client, client);
+        }
+    }
+
+    /// Rings the process with this number, which then wants the lock: when that is given back, if this
+    /// process has it.
+    pub(crate) fn ring_with_lock(&self, client: u32) {
+        let region = self.region();
+        let lock = region.word64(layout::LOCK * 8);
+        let ours = |me: &u32| word::owner(lock.load(SeqCst)) == *me;
+        if self.me().is_ok_and(|me| ours(&me)) && park::park_for(region, client) {
+            // Whoever gives the lock back after this sees the sleeper; has it been before?
+            if self.me().is_ok_and(|me| ours(&me)) || !park::unpark(region, client) {
+                return;
+            }
+        }
+        self.ring(client);
+    }
+
+    /// What is known of the one of this process that is parked.
+    pub(crate) fn park(&self) -> &Park {
+        &self.park
+    }
+
+    /// Looks for a few microseconds.
+    pub(crate) fn spin<T, E>(
+        &self,
+        look: impl FnMut() -> Result<Option<T>, E>,
+    ) -> Result<Option<T>, E> {
+        self.spin.until(look)
     }
 
     /// Gives back a permit of a semaphore, which is where the next taker looks first.
@@ -244,6 +339,10 @@ impl Object {
     /// Passes on what a change of a word makes necessary.
     #[inline]
     pub(crate) fn tell(&self, tell: Tell, word: usize) {
+        // Also when the broker hands the permit to somebody else: then it is time to queue.
+        if park::has_sleeper(self.region()) {
+            self.wake_sleeper();
+        }
         match tell {
             Tell::Nothing => (),
             Tell::Poke => self.say(Says::Poke),
@@ -315,6 +414,16 @@ impl Sleepers for Object {
         self.epoch.store(0, Release);
         if let Some(bell) = &self.bell {
             bell.ring();
+        }
+        if matches!(self.kind, Kind::Lock | Kind::Semaphore) {
+            // A bell that is to be rung is rung by the link.
+            let me = self.me.load(Relaxed);
+            if park::parked(self.region()) == Some(me) {
+                let _ = park::take_out(self.region());
+            }
+            if self.kind == Kind::Lock {
+                vigil::rouse(self.region(), me);
+            }
         }
         if self.kind == Kind::Event {
             let Ok(()) = flag::rouse(&mut self.words(), layout::FLAG);
@@ -407,10 +516,4 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         ));
     }
     Ok(object)
-}
-
-/// Whether spinning can pay: another processor may be giving back what we want.
-pub(crate) fn has_several_cpus() -> bool {
-    static SEVERAL: OnceLock<bool> = OnceLock::new();
-    *SEVERAL.get_or_init(cpu::has_others)
 }

@@ -38,10 +38,12 @@ use crate::broker::layout::{self, Kind};
 use crate::broker::mapped::Mapped;
 use crate::broker::memory::{Answer, Answers, Memory, Rule, Shared, Ticket};
 use crate::broker::message::{self, Message, Place, Says};
+use crate::broker::park;
 use crate::broker::queue::arena::NotMapped;
 use crate::broker::queue::keep::{Fds, Keep};
 use crate::broker::slot::{self, Wake};
-use crate::broker::word::NOBODY;
+use crate::broker::vigil;
+use crate::broker::word::{self, NOBODY};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::futex;
 use crate::sys::inode::Inode;
@@ -335,6 +337,11 @@ impl Broker {
             Says::Done(place) => Request::Barrier(barrier::Request::Done(ticket(place)?)),
             Says::Abort => Request::Barrier(barrier::Request::Abort),
             Says::Reset => Request::Barrier(barrier::Request::Reset),
+            Says::Ring(client) if self.is_gate(inode) => {
+                self.send_bell_of(id, inode, message.object, client);
+                self.ring_client(inode, client);
+                return Ok(());
+            }
             Says::Ring(seat) => {
                 self.send_bell(id, inode, message.object, seat);
                 Request::Queue(Queue::Ring(seat))
@@ -387,6 +394,8 @@ impl Broker {
         let Some(object) = self.objects.get_mut(&inode) else {
             return;
         };
+        let lock = object.mapped.region().word64(layout::LOCK * 8);
+        let held = word::owner(lock.load(Ordering::Relaxed)) == client;
         let gone = match &object.machine {
             Machine::Gate(_) => Some(Request::Gate(gate::Request::Gone { client })),
             Machine::Barrier(_) => Some(Request::Barrier(barrier::Request::Gone { client })),
@@ -404,6 +413,9 @@ impl Broker {
         if let Some(gone) = gone {
             // Of the right kind, so it is no violation.
             let _ = self.carry_out(inode, gone);
+        }
+        if self.is_gate(inode) {
+            self.sweep_sleepers(inode, client, held);
         }
         let Some(object) = self.objects.get_mut(&inode) else {
             return;
@@ -465,8 +477,67 @@ impl Broker {
                 peer.bell.ring();
             }
         }
+        // What was freed just now, or comes out of the ledger, may be what a sleeper waits for.
+        let region = object.mapped.region();
+        if matches!(object.machine, Machine::Gate(_))
+            && park::has_sleeper(region)
+            && layout::has_permit(region)
+            && let Some(client) = park::take_out(region)
+        {
+            self.ring_client(inode, client);
+        }
         self.set_deadline(inode);
         Ok(())
+    }
+
+    fn is_gate(&self, inode: Inode) -> bool {
+        let object = self.objects.get(&inode);
+        object.is_some_and(|object| matches!(object.machine, Machine::Gate(_)))
+    }
+
+    /// Rings the process that has this number at an object.
+    fn ring_client(&self, inode: Inode, client: u32) {
+        let object = self.objects.get(&inode);
+        let id = object.and_then(|object| object.members.get(&client));
+        if let Some(peer) = id.and_then(|id| self.peers.get(id)) {
+            peer.bell.ring();
+        }
+    }
+
+    /// Sweeps up after a dead client among those who sleep without us, and rings whom it may have been
+    /// about to ring.
+    fn sweep_sleepers(&mut self, inode: Inode, dead: u32, held: bool) {
+        let Some(object) = self.objects.get(&inode) else {
+            return;
+        };
+        let region = object.mapped.region();
+        let words = Shared(region);
+        let stays = park::parked(region) == Some(dead) && words.breaks(Rule::DeathClearsSleeper);
+        if !stays && let Some(client) = park::take_out(region) {
+            self.ring_client(inode, client);
+        }
+        if layout::kind_of(region).ok() != Some(Kind::Lock) {
+            return;
+        }
+        let (mut passed, mut rung) = (Vec::new(), Vec::new());
+        vigil::sweep(
+            region,
+            dead,
+            held,
+            |condition| match vigil::notify_one(region, condition) {
+                _ if words.breaks(Rule::VigilDeathPassesOn) => (),
+                Some(client) => rung.extend(client),
+                None => passed.push(condition),
+            },
+            |client| self.ring_client(inode, client),
+        );
+        for client in rung {
+            self.ring_client(inode, client);
+        }
+        for condition in passed {
+            let notify = gate::Request::Notify { condition, n: 1 };
+            let _ = self.carry_out(inode, Request::Gate(notify));
+        }
     }
 
     /// Takes note of when an object wants to be looked at.

@@ -38,11 +38,11 @@
 //! - *A flag set between a look and the exchange:* the exchange fails, and the client looks again.
 //!
 //! **Orderings.** A take is an acquire and pairs with the release of the give (or of the broker's
-//! free) that emptied the word. Nothing depends on the order of two different words, so nothing
-//! here needs sequential consistency.
+//! free) that emptied the word. Nothing here depends on the order of two different words; the give
+//! is sequentially consistent for the sake of [`super::park`].
 
 use std::ops::Range;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use crate::broker::memory::{Memory, Rule};
 
@@ -159,7 +159,8 @@ pub(crate) fn give<M: Memory>(memory: &mut M, word: usize, me: u32) -> Result<Te
             memory.store(word, if queued { freed(seen) | POKED } else { 0 })?;
             return Ok(if queued { Tell::Poke } else { Tell::Nothing });
         }
-        match memory.replace(word, seen, next, Release)? {
+        // SeqCst: the giver looks for a sleeper next, see [`super::park`].
+        match memory.replace(word, seen, next, SeqCst)? {
             Ok(_) if due => return Ok(Tell::Release),
             Ok(_) if queued && seen & POKED == 0 && !memory.breaks(Rule::GivePokes) => {
                 return Ok(Tell::Poke);
@@ -202,7 +203,8 @@ pub(crate) fn give_nobodys<M: Memory>(
             } else {
                 freed(seen)
             };
-            match memory.replace(word, seen, next, Release)? {
+            // SeqCst: as in `give`.
+            match memory.replace(word, seen, next, SeqCst)? {
                 Ok(_) if queued && seen & POKED == 0 => return Ok(Some(Tell::Poke)),
                 Ok(_) => return Ok(Some(Tell::Nothing)),
                 Err(now) => seen = now,

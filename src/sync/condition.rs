@@ -1,6 +1,8 @@
-//! The condition: a queue of its own at the broker of its lock.
+//! The condition: a few words of its lock, and behind them a queue at the lock's broker.
 //!
-//! `wait` is one message that gives the lock back and queues, so no notification can come in
+//! The first few waiters put themselves down in words that a notifier looks at, and are woken by the
+//! release of the lock: see [`crate::broker::vigil`]. For those who come later the broker keeps a
+//! queue. There `wait` is one message that gives the lock back and queues, so no notification can come in
 //! between. `notify` moves waiters from the condition's queue to the lock's, so each is woken when it
 //! has the lock and not before. How many wait stands in a word of the lock's memory, so a `notify`
 //! that finds nobody is one load. See [`crate::broker::gate`].
@@ -19,6 +21,7 @@ use crate::broker::layout::{self, CONDITIONS_MAX, Kind};
 use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
 use crate::broker::slot::Wake;
+use crate::broker::vigil::{self, Vigil};
 use crate::broker::waiting::Waiting;
 use crate::error::CreatorGone;
 
@@ -33,7 +36,9 @@ use crate::error::CreatorGone;
 ///
 /// # Process death
 ///
-/// A notified waiter that dies before it has the lock passes the notification to the next one.
+/// A notified waiter that dies before it has the lock passes the notification to the next one. A
+/// notifier that dies in the middle of it has notified or not. One that is *stopped* there may leave
+/// the notified waiter asleep until it goes on or dies.
 ///
 /// # Examples
 ///
@@ -162,6 +167,13 @@ impl Condition {
         let (rest, held) = guard.split();
         let held = held.expect("the owner's lock is with another wait");
         self.check(&held);
+        if let Some(vigil) = Vigil::begin(&self.object, self.index, Wake::Bell)? {
+            drop(held);
+            vigil.notified().await?;
+            let held = Held::lock(&self.object).await?;
+            vigil.take();
+            return Ok(G::join(rest, held));
+        }
         let waiting = self.begin(held, Wake::Bell)?;
         let answer = waiting.answer().await?;
         Ok(G::join(rest, Held::granted(&self.object, answer)?))
@@ -204,6 +216,13 @@ impl Condition {
         let (rest, held) = guard.split();
         let held = held.expect("the owner's lock is with another wait");
         self.check(&held);
+        if let Some(vigil) = Vigil::begin(&self.object, self.index, Wake::Futex)? {
+            drop(held);
+            vigil.notified_blocking()?;
+            let held = Held::lock_blocking(&self.object)?;
+            vigil.take();
+            return Ok(G::join(rest, held));
+        }
         let answer = self.begin(held, Wake::Futex)?.answer_blocking()?;
         Ok(G::join(rest, Held::granted(&self.object, answer)?))
     }
@@ -217,10 +236,14 @@ impl Condition {
 
     /// Wakes up to `n` waiters, those who have waited longest.
     pub fn notify(&self, n: usize) {
-        let n_waiting = layout::n_waiting(self.object.region(), self.index);
         // Those who wait now, and nobody who comes later.
-        let n = u32::try_from(n).unwrap_or(u32::MAX).min(n_waiting);
-        if n > 0 {
+        let n_queued = layout::n_waiting(self.object.region(), self.index);
+        let n_vigils = vigil::n_waiting(self.object.region(), self.index);
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        let n = n.min(n_queued.saturating_add(n_vigils));
+        let n_notified = self.object.notify_vigils(self.index, n.min(n_vigils));
+        let n = n - n_notified;
+        if n > 0 && n_queued > 0 {
             self.object.say(Says::Notify(self.index, n));
         }
     }
@@ -233,7 +256,9 @@ impl Condition {
     /// How many wait. Exact for a holder of the lock, else a snapshot.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
-        layout::n_waiting(self.object.region(), self.index) as usize
+        let region = self.object.region();
+        layout::n_waiting(region, self.index) as usize
+            + vigil::n_waiting(region, self.index) as usize
     }
 
     fn check(&self, held: &Held) {

@@ -112,6 +112,9 @@ impl Event {
     pub async fn wait(&self) -> Result<(), CreatorGone> {
         self.object.me()?;
         let since = self.raises();
+        if self.is_raised_soon(since) {
+            return Ok(());
+        }
         self.object.bell().listen(|| self.look(since)).await
     }
 
@@ -123,12 +126,24 @@ impl Event {
     pub fn blocking_wait(&self) -> Result<(), CreatorGone> {
         self.object.me()?;
         let since = self.raises();
+        if self.is_raised_soon(since) {
+            return Ok(());
+        }
         loop {
             if let Some(over) = self.look(since) {
                 return over;
             }
             futex::wait(self.object.region().word32(FLAG * 8), flag::asleep(since));
         }
+    }
+
+    /// Looks for a moment, without saying so in the word.
+    fn is_raised_soon(&self, since: u64) -> bool {
+        if self.is_set() {
+            return true;
+        }
+        let look = || Ok::<_, CreatorGone>((self.is_set() || self.raises() != since).then_some(()));
+        self.object.spin(look) == Ok(Some(()))
     }
 
     fn raises(&self) -> u64 {

@@ -1,7 +1,6 @@
 //! A lock that this process has: what every guard is made of.
 
 use std::fmt;
-use std::hint;
 use std::mem;
 use std::sync::Arc;
 
@@ -10,18 +9,12 @@ use bytemuck::Pod;
 use crate::broker::layout::LOCK;
 use crate::broker::memory::{Answer, Memory};
 use crate::broker::message::Says;
-use crate::broker::object::{self, Object};
+use crate::broker::object::Object;
+use crate::broker::park::Parking;
 use crate::broker::slot::Wake;
 use crate::broker::word::{self, RECOVERED, Taken};
 use crate::error::{CreatorGone, TryLockError};
 use crate::sys::fork_epoch;
-
-/// How often a taker looks again before it queues, with pauses of 1, 2, 4 … `PAUSES_MAX`.
-///
-/// Together some microseconds: as long as a short critical section on another processor, and less
-/// than it costs to be woken.
-const LOOKS: u32 = 40;
-const PAUSES_MAX: u32 = 32;
 
 /// The lock of an object, taken; given back when it is dropped.
 pub struct Held {
@@ -34,16 +27,18 @@ pub struct Held {
 impl Held {
     /// Waits for the lock.
     pub(crate) async fn lock(object: &Arc<Object>) -> Result<Self, CreatorGone> {
-        if let Some(taken) = take(object)? {
-            return Ok(Self::new(object, taken.recovered));
-        }
-        let answer = object.ask(Wake::Bell, Says::Acquire)?.answer().await?;
-        Self::granted(object, answer)
+        let recovered = wait(object).await?;
+        Ok(Self::new(object, recovered))
     }
 
     /// Puts the thread to sleep until it has the lock.
     pub(crate) fn lock_blocking(object: &Arc<Object>) -> Result<Self, CreatorGone> {
         if let Some(taken) = take(object)? {
+            return Ok(Self::new(object, taken.recovered));
+        }
+        if let Some(parking) = Parking::begin(object, Wake::Futex)?
+            && let Some(taken) = parking.wait_blocking(|| take_now(object))?
+        {
             return Ok(Self::new(object, taken.recovered));
         }
         let answer = object.ask(Wake::Futex, Says::Acquire)?.answer_blocking()?;
@@ -56,7 +51,9 @@ impl Held {
         Ok(Self::new(object, taken.recovered))
     }
 
-    fn new(object: &Arc<Object>, recovered: bool) -> Self {
+    /// The lock was taken by other means.
+    #[inline]
+    pub(crate) fn new(object: &Arc<Object>, recovered: bool) -> Self {
         Self {
             object: Arc::clone(object),
             epoch: fork_epoch::current(),
@@ -66,11 +63,8 @@ impl Held {
 
     /// What the broker's answer means.
     pub(crate) fn granted(object: &Arc<Object>, answer: Answer) -> Result<Self, CreatorGone> {
-        match answer {
-            Answer::Permit(_) => Ok(Self::new(object, is_recovered(object))),
-            // Only a broker that is not ours answers so.
-            _ => Err(CreatorGone),
-        }
+        let recovered = granted(object, answer)?;
+        Ok(Self::new(object, recovered))
     }
 
     /// Whether the last holder died with it.
@@ -138,16 +132,50 @@ impl fmt::Debug for Held {
     }
 }
 
-/// Whether the lock's word, which we have, carries the mark of a dead holder.
-pub(crate) fn is_recovered(object: &Object) -> bool {
-    let Ok(word) = object.words().load(LOCK);
-    word & RECOVERED != 0
+/// Waits for the lock. True when the last holder died with it.
+pub(crate) async fn wait(object: &Arc<Object>) -> Result<bool, CreatorGone> {
+    if let Some(taken) = take(object)? {
+        return Ok(taken.recovered);
+    }
+    if let Some(parking) = Parking::begin(object, Wake::Bell)?
+        && let Some(taken) = parking.wait(|| take_now(object)).await?
+    {
+        return Ok(taken.recovered);
+    }
+    let answer = object.ask(Wake::Bell, Says::Acquire)?.answer().await?;
+    // The word is ours; from here on whatever the caller makes of it gives it back.
+    granted(object, answer)
+}
+
+/// What the broker's answer means: whether the lock's word, which we have, carries the mark of a dead
+/// holder.
+fn granted(object: &Object, answer: Answer) -> Result<bool, CreatorGone> {
+    match answer {
+        Answer::Permit(_) => {
+            let Ok(word) = object.words().load(LOCK);
+            Ok(word & RECOVERED != 0)
+        }
+        // Only a broker that is not ours answers so.
+        _ => Err(CreatorGone),
+    }
 }
 
 /// Takes the lock if it is free now.
 #[inline]
 pub(crate) fn take_now(object: &Object) -> Result<Option<Taken>, CreatorGone> {
     let me = object.me()?;
+    if object.take_plain(LOCK, me) {
+        return Ok(Some(Taken {
+            word: LOCK,
+            recovered: false,
+        }));
+    }
+    take_marked(object, me)
+}
+
+/// The same when the word has flags, if it is free.
+#[cold]
+fn take_marked(object: &Object, me: u32) -> Result<Option<Taken>, CreatorGone> {
     let Ok(taken) = word::take(&mut object.words(), LOCK..LOCK + 1, 0, me);
     Ok(taken)
 }
@@ -157,27 +185,8 @@ pub(crate) fn take_now(object: &Object) -> Result<Option<Taken>, CreatorGone> {
 pub(crate) fn take(object: &Object) -> Result<Option<Taken>, CreatorGone> {
     match take_now(object)? {
         Some(taken) => Ok(Some(taken)),
-        None => spin(|| take_now(object)),
+        None => object.spin(|| take_now(object)),
     }
-}
-
-/// Tries again for a few microseconds, unless there is but one processor.
-#[cold]
-pub(crate) fn spin<T, E>(mut take: impl FnMut() -> Result<Option<T>, E>) -> Result<Option<T>, E> {
-    if !object::has_several_cpus() {
-        return Ok(None);
-    }
-    let mut pauses = 1;
-    for _ in 0..LOOKS {
-        for _ in 0..pauses {
-            hint::spin_loop();
-        }
-        pauses = (pauses * 2).min(PAUSES_MAX);
-        if let Some(taken) = take()? {
-            return Ok(Some(taken));
-        }
-    }
-    Ok(None)
 }
 
 /// Whether somebody has the lock.

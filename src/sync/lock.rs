@@ -1,9 +1,9 @@
 //! The lock: one word that names its owner, and a queue at the broker.
 //!
 //! Taking a free lock is one compare-and-swap of the word from "free" to this process' number, giving
-//! it back the same in the other direction. Only when it is taken does the taker spin for a moment
-//! and then queue; the protocol, with its proof, stands in [`crate::broker::word`] and
-//! [`crate::broker::gate`].
+//! it back the same in the other direction. Only when it is taken does the taker look for a moment,
+//! then sleep until the holder wakes it ([`crate::broker::park`]), and at last queue; the protocol,
+//! with its proof, stands in [`crate::broker::word`] and [`crate::broker::gate`].
 
 use std::fmt;
 use std::io;
@@ -13,10 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::held::{self, Held};
 use crate::broker::layout::{Kind, LOCK, Shape};
-use crate::broker::memory::Answer;
 use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
-use crate::broker::slot::Wake;
 use crate::broker::word::{self, Tell};
 use crate::error::{CreatorGone, OverRelease, TryLockError};
 
@@ -84,7 +82,11 @@ impl Lock {
     /// # Cancel safety
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue.
+    #[inline]
     pub async fn lock(&self) -> Result<LockGuard, CreatorGone> {
+        if let Some(taken) = held::take_now(&self.object)? {
+            return Ok(LockGuard(Held::new(&self.object, taken.recovered)));
+        }
         Held::lock(&self.object).await.map(LockGuard)
     }
 
@@ -102,18 +104,11 @@ impl Lock {
     /// # Cancel safety
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue.
+    #[inline]
     pub async fn lock_ref(&self) -> Result<LockGuardRef<'_>, CreatorGone> {
-        if let Some(taken) = held::take(&self.object)? {
-            return Ok(LockGuardRef {
-                object: &self.object,
-                recovered: taken.recovered,
-            });
-        }
-        let answer = self.object.ask(Wake::Bell, Says::Acquire)?.answer().await?;
-        // The word is ours; from here on the borrowed guard gives it back.
-        let recovered = match answer {
-            Answer::Permit(_) => held::is_recovered(&self.object),
-            _ => return Err(CreatorGone),
+        let recovered = match held::take_now(&self.object)? {
+            Some(taken) => taken.recovered,
+            None => held::wait(&self.object).await?,
         };
         Ok(LockGuardRef {
             object: &self.object,

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::held::spin;
 use crate::broker::layout::{self, Kind, Shape};
 use crate::broker::memory::Answer;
 use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
+use crate::broker::park::Parking;
 use crate::broker::slot::Wake;
 use crate::broker::word::{self, Tell};
 use crate::error::{CreatorGone, OverRelease, TryLockError};
@@ -120,6 +120,11 @@ macro_rules! both_semaphores {
                 if let Some(permit) = take_soon(&self.object)? {
                     return Ok(permit);
                 }
+                if let Some(parking) = Parking::begin(&self.object, Wake::Futex)?
+                    && let Some(permit) = parking.wait_blocking(|| take(&self.object))?
+                {
+                    return Ok(permit);
+                }
                 let answer = self
                     .object
                     .ask(Wake::Futex, Says::Acquire)?
@@ -218,6 +223,11 @@ async fn acquire(object: &Arc<Object>) -> Result<Permit, CreatorGone> {
     if let Some(permit) = take_soon(object)? {
         return Ok(permit);
     }
+    if let Some(parking) = Parking::begin(object, Wake::Bell)?
+        && let Some(permit) = parking.wait(|| take(object)).await?
+    {
+        return Ok(permit);
+    }
     let answer = object.ask(Wake::Bell, Says::Acquire)?.answer().await?;
     granted(object, answer)
 }
@@ -230,7 +240,7 @@ fn take(object: &Arc<Object>) -> Result<Option<Permit>, CreatorGone> {
 fn take_soon(object: &Arc<Object>) -> Result<Option<Permit>, CreatorGone> {
     match take(object)? {
         Some(permit) => Ok(Some(permit)),
-        None => spin(|| take(object)),
+        None => object.spin(|| take(object)),
     }
 }
 

@@ -218,16 +218,12 @@ impl Region {
     /// The address of `len` bytes at `offset`.
     #[inline]
     fn place(&self, offset: usize, len: usize, align: usize) -> NonNull<u8> {
-        assert!(
-            offset.is_multiple_of(align),
-            "shared word at {offset} is misaligned"
-        );
         let end = offset.checked_add(len);
-        assert!(
-            end.is_some_and(|end| end <= self.len.get()),
-            "{offset}+{len} is past the end"
-        );
-        // SAFETY: `offset` is inside the mapping, as just asserted.
+        let inside = end.is_some_and(|end| end <= self.len.get());
+        if !inside || !offset.is_multiple_of(align) {
+            no_such_place(offset, len, align);
+        }
+        // SAFETY: `offset` is inside the mapping, as was just looked at.
         unsafe { self.base.byte_add(offset) }
     }
 }
@@ -241,6 +237,11 @@ impl Drop for Region {
             "a mapping could not be unmapped: {result:?}"
         );
     }
+}
+
+#[cold]
+fn no_such_place(offset: usize, len: usize, align: usize) -> ! {
+    panic!("{offset}+{len} is past the end of the shared memory, or no multiple of {align}");
 }
 
 fn size_seals() -> SealFlag {

@@ -207,7 +207,14 @@ impl Broker {
         let Ok(client) = arena.load(words::owner(seat as usize)) else {
             return;
         };
-        let client = client as u32;
+        self.send_bell_of(id, inode, object, client as u32);
+    }
+
+    /// Gives out the bell of the process with this number at an object.
+    pub(super) fn send_bell_of(&mut self, id: u64, inode: Inode, object: u32, client: u32) {
+        let Some(known) = self.objects.get(&inode) else {
+            return;
+        };
         let peer = known.members.get(&client);
         let peer = peer.and_then(|id| self.peers.get(id));
         let bell = peer.and_then(|peer| peer.bell.as_fd().try_clone_to_owned().ok());
