@@ -1,5 +1,7 @@
 //! What is measured, and what is claimed about it.
 
+mod sync;
+
 use tokio_multiprocess::StartMethod;
 
 use crate::floor::{crowd, exit, fork_server, launch, pool};
@@ -8,7 +10,11 @@ use crate::harness::{Claim, Row, Unit};
 use crate::ours;
 
 /// Everything that can be measured, by the name that the table shows.
-pub(crate) const CONTENDERS: &[(&str, Contender)] = &[
+pub(crate) fn contenders() -> Vec<(&'static str, Contender)> {
+    [CONTENDERS, sync::CONTENDERS].concat()
+}
+
+const CONTENDERS: &[(&str, Contender)] = &[
     ("spawn", Here(ours::launch::by_spawn)),
     ("spawn, 1 GiB", Here(ours::launch::by_spawn_with_memory)),
     (
@@ -288,5 +294,6 @@ pub(crate) fn claims() -> Vec<Claim> {
     let mut row = Row::new(&mut claims, 21, work, Unit::KiB, "forked worker");
     row.show("spawned worker");
 
+    sync::claim(&mut claims);
     claims
 }

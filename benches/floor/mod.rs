@@ -10,3 +10,4 @@ pub(crate) mod fork_server;
 mod kernel;
 pub(crate) mod launch;
 pub(crate) mod pool;
+pub(crate) mod sync;

@@ -3,3 +3,4 @@
 pub(crate) mod launch;
 pub(crate) mod pool;
 pub(crate) mod queue;
+pub(crate) mod sync;

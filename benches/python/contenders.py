@@ -9,6 +9,10 @@ queue KIND EACH ITEMS LEN
                        nanoseconds an item, from EACH processes to as many
 queue_round_trip N     microseconds of 64 bytes there and back by two queues
 pss METHOD WORKERS     KiB of memory that an idle worker has for itself
+alone WHAT N           nanoseconds to take and give back, ask, or add, with nobody else there
+hand_over WHAT CORES N microseconds there and back between two processes
+barrier PARTIES CORES N
+                       microseconds for so many processes to meet
 """
 
 import multiprocessing as mp
@@ -143,6 +147,121 @@ def pss(method, workers):
         pids = [child.pid for child in mp.active_children()]
         assert len(pids) == int(workers) and os.getpid() not in pids
         return statistics.mean([pss_kib(pid) for pid in pids])
+
+
+def alone(what, n):
+    lock, event, value = mp.Lock(), mp.Event(), mp.Value("Q", 0)
+    semaphore = mp.Semaphore(1)
+
+    def take_and_give(lock):
+        for _ in range(n):
+            lock.acquire()
+            lock.release()
+
+    def ask():
+        is_set = event.is_set
+        for _ in range(n):
+            is_set()
+
+    def add():
+        for _ in range(n):
+            with value.get_lock():
+                value.value += 1
+
+    n = int(n)
+    work = {
+        "Lock": lambda: take_and_give(lock),
+        "Semaphore": lambda: take_and_give(semaphore),
+        "Event.is_set": ask,
+        "Value": add,
+    }[what]
+    begun = time.perf_counter()
+    work()
+    return (time.perf_counter() - begun) / n * 1e9
+
+
+def together(target, arguments, n):
+    """Seconds that so many processes need, this one among them; they begin at a barrier."""
+    context = mp.get_context("fork")
+    start = context.Barrier(n)
+    children = [
+        context.Process(target=target, args=(*arguments, start, role)) for role in range(1, n)
+    ]
+    for child in children:
+        child.start()
+    begun = []
+    target(*arguments, start, 0, begun)
+    elapsed = time.perf_counter() - begun[0]
+    for child in children:
+        child.join()
+    return elapsed
+
+
+def confine(cores):
+    if int(cores) == 1:
+        os.sched_setaffinity(0, {0})
+
+
+def play_events(there, back, n, start, role, begun=None):
+    mine, other = (back, there) if role == 0 else (there, back)
+    start.wait()
+    begun is not None and begun.append(time.perf_counter())
+    for _ in range(n):
+        if role == 0:
+            other.set()
+        mine.wait()
+        mine.clear()
+        if role == 1:
+            other.set()
+
+
+def play_semaphores(there, back, n, start, role, begun=None):
+    mine, other = (back, there) if role == 0 else (there, back)
+    start.wait()
+    begun is not None and begun.append(time.perf_counter())
+    for _ in range(n):
+        if role == 0:
+            other.release()
+        mine.acquire()
+        if role == 1:
+            other.release()
+
+
+def play_condition(condition, turn, n, start, role, begun=None):
+    start.wait()
+    begun is not None and begun.append(time.perf_counter())
+    for _ in range(n):
+        with condition:
+            while turn.value % 2 != role:
+                condition.wait()
+            turn.value += 1
+            condition.notify()
+
+
+def hand_over(what, cores, n):
+    confine(cores)
+    n = int(n)
+    if what == "Event":
+        elapsed = together(play_events, (mp.Event(), mp.Event(), n), 2)
+    elif what == "Semaphore":
+        elapsed = together(play_semaphores, (mp.Semaphore(0), mp.Semaphore(0), n), 2)
+    else:
+        turn = mp.Value("Q", 0, lock=False)
+        elapsed = together(play_condition, (mp.Condition(mp.Lock()), turn, n), 2)
+    return elapsed / n * 1e6
+
+
+def meet(barrier, n, start, role, begun=None):
+    start.wait()
+    begun is not None and begun.append(time.perf_counter())
+    for _ in range(n):
+        barrier.wait()
+
+
+def barrier(parties, cores, n):
+    confine(cores)
+    elapsed = together(meet, (mp.Barrier(int(parties)), int(n)), int(parties))
+    return elapsed / int(n) * 1e6
 
 
 if __name__ == "__main__":
