@@ -33,6 +33,7 @@ use tokio_multiprocess::{AsyncQueue, Process};
 
 use crate::trace::{Step, Traced};
 
+#[expect(dead_code, reason = "it is shared, and others need more of it")]
 #[path = "kill/trace.rs"]
 mod trace;
 

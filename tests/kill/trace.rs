@@ -7,9 +7,11 @@
 )]
 
 use std::cell::Cell;
-use std::fs;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +21,11 @@ pub(crate) struct Traced {
     tid: i32,
     /// What the kernel says about the thread.
     stat: String,
+    /// The process' memory, and where in it what it shares lies.
+    memory: File,
+    shared: Vec<u64>,
+    /// System calls that it has made.
+    n_calls: Cell<u64>,
     /// It sleeps in a system call, where it was going on by one instruction.
     sleeps: Cell<bool>,
     /// It is running to a breakpoint.
@@ -26,6 +33,9 @@ pub(crate) struct Traced {
     /// Where the program's own code lies in that process.
     code: Vec<Range<u64>>,
 }
+
+/// The bytes of a system call.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +54,15 @@ const WAKEFUL: Duration = Duration::from_millis(1);
 impl Traced {
     /// Stops a thread and takes it over.
     pub(crate) fn seize(pid: u32, tid: i32) -> io::Result<Self> {
-        let code = own_code(pid)?;
+        let (code, shared) = places(pid)?;
         request(libc::PTRACE_SEIZE, tid)?;
         request(libc::PTRACE_INTERRUPT, tid)?;
         let this = Self {
             tid,
             stat: format!("/proc/{pid}/task/{tid}/stat"),
+            memory: File::open(format!("/proc/{pid}/mem"))?,
+            shared,
+            n_calls: Cell::new(0),
             sleeps: Cell::new(false),
             runs: Cell::new(false),
             code,
@@ -63,6 +76,9 @@ impl Traced {
     /// Goes on by one instruction. A step into sleep goes on by itself when the sleep is over: the
     /// next call waits for that.
     pub(crate) fn step(&self) -> Step {
+        if !self.sleeps.get() {
+            self.count_call();
+        }
         self.go_on(libc::PTRACE_SINGLESTEP)
     }
 
@@ -110,6 +126,31 @@ impl Traced {
                 self.sleeps.set(true);
                 return Step::Sleeps;
             }
+        }
+    }
+
+    /// A number that changes with what other processes can see of this one: the first pages of shared
+    /// memory, and how many system calls it has made. Asked after each step, or it misses calls.
+    pub(crate) fn trail(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let mut page = [0; 4096];
+        for place in &self.shared {
+            if self.memory.read_exact_at(&mut page, *place).is_ok() {
+                page.hash(&mut hasher);
+            }
+        }
+        self.n_calls.get().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Notes whether the next instruction is a system call.
+    fn count_call(&self) {
+        let mut next = [0; 2];
+        if let Ok(place) = self.instruction()
+            && self.memory.read_exact_at(&mut next, place).is_ok()
+            && next == SYSCALL
+        {
+            self.n_calls.set(self.n_calls.get() + 1);
         }
     }
 
@@ -224,6 +265,14 @@ impl Traced {
     }
 }
 
+/// Has the calling process outlive a trap that comes when it is not traced any more: one that is let go
+/// while it sleeps in the middle of a step meets one when it wakes.
+pub(crate) fn outlive_traps() {
+    extern "C" fn go_on(_: libc::c_int) {}
+    // SAFETY: the handler does nothing, which is safe at any moment.
+    unsafe { libc::signal(libc::SIGTRAP, go_on as *const () as libc::sighandler_t) };
+}
+
 /// The calling thread's number.
 pub(crate) fn own_tid() -> i32 {
     // SAFETY: takes nothing and cannot fail.
@@ -240,14 +289,23 @@ fn request(what: libc::c_uint, tid: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// The executable mappings of the program's file in process `pid`.
-fn own_code(pid: u32) -> io::Result<Vec<Range<u64>>> {
+/// The executable mappings of the program's file in process `pid`, and the beginnings of those that
+/// it shares by the library.
+fn places(pid: u32) -> io::Result<(Vec<Range<u64>>, Vec<u64>)> {
     let program = fs::read_link(format!("/proc/{pid}/exe"))?;
     let program = program.to_string_lossy().into_owned();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let number = |text: &str| u64::from_str_radix(text, 16).map_err(io::Error::other);
-    let mut code = Vec::new();
-    for line in maps.lines().filter(|line| line.ends_with(&program)) {
+    let (mut code, mut shared) = (Vec::new(), Vec::new());
+    for line in maps.lines() {
+        if line.contains("/memfd:mp-")
+            && let Some((start, _)) = line.split_once('-')
+        {
+            shared.push(number(start)?);
+        }
+        if !line.ends_with(&program) {
+            continue;
+        }
         let mut words = line.split_whitespace();
         let (Some(places), Some(access)) = (words.next(), words.next()) else {
             continue;
@@ -256,5 +314,5 @@ fn own_code(pid: u32) -> io::Result<Vec<Range<u64>>> {
             code.push(number(start)?..number(end)?);
         }
     }
-    Ok(code)
+    Ok((code, shared))
 }
