@@ -204,7 +204,7 @@ struct Begin {
 }
 
 /// Reads exactly one message, waiting for it.
-fn receive_frame(control: &OwnedFd) -> io::Result<Frame> {
+pub(super) fn receive_frame(control: &OwnedFd) -> io::Result<Frame> {
     let mut fds = Vec::new();
     let mut n_fds = 0;
     loop {

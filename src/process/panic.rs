@@ -4,6 +4,7 @@ use std::any::Any;
 use std::backtrace::Backtrace;
 use std::cell::RefCell;
 use std::panic;
+use std::sync::Once;
 
 use crate::error::Panic;
 
@@ -13,15 +14,20 @@ thread_local! {
 }
 
 /// Notes the place of each panic from now on, before the present hook does what it does.
+///
+/// A copy of a process that does so does so too.
 pub(crate) fn note_panics() {
-    let previous = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        let location = info.location().map(ToString::to_string).unwrap_or_default();
-        let backtrace = Backtrace::force_capture().to_string();
-        // A panic while the thread's locals are being destroyed goes without.
-        let _ = NOTED.try_with(|noted| noted.replace(Some((location, backtrace))));
-        previous(info);
-    }));
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let previous = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let location = info.location().map(ToString::to_string).unwrap_or_default();
+            let backtrace = Backtrace::force_capture().to_string();
+            // A panic while the thread's locals are being destroyed goes without.
+            let _ = NOTED.try_with(|noted| noted.replace(Some((location, backtrace))));
+            previous(info);
+        }));
+    });
 }
 
 /// Puts a caught payload and what the hook noted together.

@@ -14,14 +14,14 @@ use bytes::{Bytes, BytesMut};
 
 use super::stderr::Tail;
 use super::timer::{self, TimerId};
-use super::{STDERR, Supervisor};
+use super::{Entry, STDERR, Supervisor};
 use crate::error::ExitStatus;
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::pidfd::{Ended, Pidfd, Reap};
+use crate::sys::pidfd::{self, Ended, Pidfd, Reap};
 use crate::sys::pipe;
 use crate::sys::signal;
 use crate::sys::socket::{self, Wait};
-use crate::wire::frame::{Frame, Splitter};
+use crate::wire::frame::{Frame, Header, Splitter};
 
 /// What the supervisor takes into care.
 pub(crate) struct NewChild {
@@ -29,8 +29,8 @@ pub(crate) struct NewChild {
     pub(crate) control: OwnedFd,
     /// What is still to be written to `control`.
     pub(crate) unsent: Bytes,
-    /// The longest frame that the child may send.
-    pub(crate) limit: u32,
+    /// For what the child sends, with what has been received already.
+    pub(crate) splitter: Splitter,
     /// The read end of its stderr, if that is passed on.
     pub(crate) stderr: Option<OwnedFd>,
     /// How much time it has until [`Listener::has_begun`].
@@ -40,10 +40,10 @@ pub(crate) struct NewChild {
 
 /// What is known of a child's number.
 pub(crate) enum Birth {
-    /// It leads a process group of this number.
-    Known(u32, Arc<Pidfd>),
-    /// The fork server tells on the control socket, by a frame of this module's kinds.
-    Announced,
+    /// It leads a process group of this number, which has entered the list.
+    Known(u32, Arc<Pidfd>, Entry),
+    /// The fork server enters it, and tells on the control socket by a frame of this module's kinds.
+    Announced(Entry),
     /// It is the guardian, which has no group to be killed.
     Guardian(u32, Arc<Pidfd>),
 }
@@ -52,6 +52,36 @@ pub(crate) enum Birth {
 pub(crate) const BORN: u8 = 0xf0;
 /// Kind of the fork server's frame: there is no child, because of the error number `aux`.
 pub(crate) const NOT_BORN: u8 = 0xf1;
+
+/// What the fork server says of a child.
+#[derive(Debug)]
+pub(crate) enum Announcement {
+    /// It has this number.
+    Born(u32),
+    /// There is none.
+    NotBorn(io::Error),
+}
+
+impl Announcement {
+    /// Whether a frame with that header is one.
+    pub(crate) fn is_in(header: &Header) -> bool {
+        matches!(header.kind, BORN | NOT_BORN)
+    }
+
+    pub(crate) fn of(header: &Header) -> Result<Self, String> {
+        match header.kind {
+            NOT_BORN => {
+                let errno = i32::try_from(header.aux).unwrap_or_default();
+                Ok(Self::NotBorn(io::Error::from_raw_os_error(errno)))
+            }
+            BORN => match u32::try_from(header.aux) {
+                Ok(pid @ 2..) => Ok(Self::Born(pid)),
+                _ => Err("it was announced without a number".to_owned()),
+            },
+            kind => Err(format!("it was announced by a frame of kind {kind}")),
+        }
+    }
+}
 
 /// The layer above, for one child.
 pub(crate) trait Listener: Send {
@@ -82,6 +112,8 @@ pub(crate) trait Listener: Send {
 pub(crate) enum Next {
     /// Read on.
     Continue,
+    /// It was the last one. Should more come all the same, it is found when the child has ended.
+    Finish,
     /// Hand the control socket over.
     Release,
     /// The child did what it never should: kill it.
@@ -149,13 +181,14 @@ const TURN: usize = 1 << 20;
 const LAST_TURN: usize = 64 << 20;
 
 /// How soon to look again at a process that has ended but cannot be reaped yet, being traced.
-const TRACED_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const TRACED_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) struct Child {
     id: u64,
     pid: Option<u32>,
     pidfd: Option<Watched<Arc<Pidfd>>>,
-    group: Group,
+    /// The place of the group that it leads, from before its birth until it is about to be reaped.
+    group: Option<Entry>,
     control: Option<Watched<OwnedFd>>,
     unsent: Bytes,
     splitter: Splitter,
@@ -171,14 +204,6 @@ pub(super) struct Child {
     /// Our own stderr takes no more, so the child's is not watched.
     stderr_paused: bool,
     listener: Box<dyn Listener>,
-}
-
-/// Whether there is a process group to be killed at the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Group {
-    /// The child leads one, of which the guardian knows.
-    Led,
-    None,
 }
 
 /// A descriptor in the supervisor's set, for as long as it is here.
@@ -218,15 +243,15 @@ impl Child {
             birth,
             control,
             unsent,
-            limit,
+            splitter,
             stderr,
             begun_within,
             listener,
         } = new;
-        let group = if matches!(birth, Birth::Guardian(..)) {
-            Group::None
-        } else {
-            Group::Led
+        let (process, group) = match birth {
+            Birth::Known(pid, pidfd, group) => (Some((pid, pidfd)), Some(group)),
+            Birth::Announced(group) => (None, Some(group)),
+            Birth::Guardian(pid, pidfd) => (Some((pid, pidfd)), None),
         };
         let interest = if unsent.is_empty() {
             Interest::Read
@@ -244,7 +269,7 @@ impl Child {
             group,
             control: Some(control),
             unsent,
-            splitter: Splitter::new(limit),
+            splitter,
             stderr,
             tail: Tail::default(),
             deadline: Some((Instant::now() + begun_within, timer::next_id())),
@@ -255,7 +280,7 @@ impl Child {
             stderr_paused: false,
             listener,
         };
-        if let Birth::Known(pid, pidfd) | Birth::Guardian(pid, pidfd) = birth {
+        if let Some((pid, pidfd)) = process {
             child.set_pid(pid, pidfd, epoll)?;
         }
         Ok(child)
@@ -292,8 +317,11 @@ impl Child {
             Part::Pidfd => return !self.has_ended(supervisor),
         }
         if self.pidfd.is_none() && self.control.is_none() {
-            // There is no process, and nobody is left who could make one.
+            // There is no process that could be watched, and nobody is left who could make one.
             self.cause.get_or_insert(Cause::Lost);
+            if let Some(group) = self.group.take() {
+                supervisor.bury(group);
+            }
             self.end(None, supervisor);
             return false;
         }
@@ -334,6 +362,12 @@ impl Child {
             let (buffer, room) = self.splitter.room();
             let mut fds = Vec::new();
             match socket::recv_with_fds(control, buffer, room, &mut fds, Wait::No) {
+                Ok(received) if received.fds_lost && self.pidfd.is_none() => {
+                    self.cause
+                        .get_or_insert_with(|| Cause::NotBorn(pidfd::no_room()));
+                    self.control = None;
+                    return;
+                }
                 Ok(received) if received.fds_lost => {
                     return self.violate("its descriptors found no room here".to_owned());
                 }
@@ -354,7 +388,7 @@ impl Child {
                 Ok(None) => return,
                 Err(error) => return self.violate(error.to_string()),
             };
-            if self.pidfd.is_none() && matches!(frame.header.kind, BORN | NOT_BORN) {
+            if self.pidfd.is_none() && Announcement::is_in(&frame.header) {
                 self.announced(frame, supervisor);
                 continue;
             }
@@ -365,11 +399,11 @@ impl Child {
             if self.listener.has_begun()
                 && let Some((_, timer)) = self.deadline.take()
             {
-                // Left alone it would wake an idle supervisor, and be kept until then.
-                drop(supervisor.table().timers.remove(timer));
+                supervisor.remove_timer(timer);
             }
             match next {
                 Next::Continue => (),
+                Next::Finish => self.stop_listening(supervisor),
                 Next::Kill => return self.kill(),
                 Next::Violation(what) => return self.violate(what),
                 Next::Release if self.pidfd.is_none() => self.release_when_born = true,
@@ -378,19 +412,30 @@ impl Child {
         }
     }
 
+    /// The child has said all and is about to end, of which the pidfd tells. Its socket stays open:
+    /// the child would take its end for this process' end.
+    fn stop_listening(&self, supervisor: &'static Supervisor) {
+        if let (Some(control), Some(_)) = (&self.control, &self.pidfd) {
+            let _ = supervisor.epoll.remove(control);
+        }
+    }
+
     /// The fork server has made the child, or could not.
     fn announced(&mut self, mut frame: Frame, supervisor: &'static Supervisor) {
-        if frame.header.kind == NOT_BORN {
-            let errno = i32::try_from(frame.header.aux).unwrap_or_default();
-            self.cause = Some(Cause::NotBorn(io::Error::from_raw_os_error(errno)));
+        let pid = match Announcement::of(&frame.header) {
+            Ok(Announcement::Born(pid)) => pid,
+            Ok(Announcement::NotBorn(error)) => {
+                self.cause = Some(Cause::NotBorn(error));
+                self.control = None;
+                return;
+            }
+            Err(violation) => return self.violate(violation),
+        };
+        let Some(pidfd) = frame.fds.pop() else {
+            self.cause = Some(Cause::NotBorn(pidfd::no_room()));
             self.control = None;
             return;
-        }
-        let pid = u32::try_from(frame.header.aux).ok().filter(|pid| *pid > 1);
-        let (Some(pid), Some(pidfd)) = (pid, frame.fds.pop()) else {
-            return self.violate("it was announced without a number".to_owned());
         };
-        supervisor.guardian.watch(pid, true);
         if let Err(error) = self.set_pid(pid, Arc::new(pidfd.into()), &supervisor.epoll) {
             // The set took the other two, so the kernel is out of memory.
             tracing::error!(%error, pid, "a child cannot be looked after");
@@ -499,7 +544,7 @@ impl Child {
             }
             Some(_) => {
                 self.read_control(supervisor, LAST_TURN);
-                if let (Some(pid), Group::Led) = (self.pid, self.group) {
+                if let (Some(pid), Some(_)) = (self.pid, &self.group) {
                     // The zombie pins the number, so it can be nobody else's group.
                     signal::kill_group(pid);
                 }
@@ -510,9 +555,8 @@ impl Child {
                 Some(pidfd.status_after_reaping())
             }
         };
-        if let (Some(pid), Group::Led) = (self.pid, self.group) {
-            supervisor.guardian.forget(pid);
-        }
+        // From the reaping on its number may be given away.
+        self.group = None;
         let ended = ended
             .or_else(|| pidfd.wait(Reap::Yes))
             .unwrap_or_else(|| pidfd.status_after_reaping());

@@ -1,252 +1,200 @@
-//! Who kills when this process is gone: the list of process groups, kept also by the guardian.
+//! Who kills when this process is gone: the list of its process groups, which the guardian sees.
 //!
 //! `PR_SET_PDEATHSIG` ends a child but not its subprocesses, and a watcher thread dies with its
-//! process. So a helper process is told every group of ours, notices the end of this process, and
-//! kills what is on its list. It may die too; the one that takes its place is told all again.
+//! process. So a helper process notices the end of this process and kills what is on the list. The
+//! list lies in memory that both see: to keep it costs one store, and the helper sleeps meanwhile.
+//! A helper that dies loses nothing; the one that takes its place finds the list as it is.
+//!
+//! A group is on the list before anybody else can make use of its number and until its leader is
+//! about to be reaped, so no number on it can be another process' group. Word 0 of the list is how
+//! many places have ever been used; each place is a word: nothing, or a group with its complement,
+//! so that a stray store of the application does not name somebody else's group.
 
-use std::collections::BTreeSet;
-use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::sys::socket::{self, Wait};
+use crate::sys::memfd::Region;
 
-/// What the guardian is told: a word, and the groups that it is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Word {
-    /// The groups are ours.
-    Watch,
-    /// The groups have gone, and their numbers may be given away.
-    Forget,
-    /// Make a copy of yourself that serves the socket which comes along.
-    Fork,
-    /// The groups are ours, and none that was named before is.
-    Only,
-}
+/// Places in a list. Pages of it that nobody touches take no memory.
+const PLACES: u32 = 1 << 20;
 
-/// The most groups in one message.
-const GROUPS_MAX: usize = 1000;
+const WORD: usize = size_of::<u64>();
 
-impl Word {
-    /// The most bytes in one message.
-    pub(crate) const LEN_MAX: usize = 4 + 4 * GROUPS_MAX;
-
-    /// For the wire.
-    pub(crate) fn to_bytes(self, groups: &[u32]) -> Vec<u8> {
-        let what: u32 = match self {
-            Self::Watch => 1,
-            Self::Forget => 2,
-            Self::Fork => 3,
-            Self::Only => 4,
-        };
-        let words = std::iter::once(&what).chain(groups);
-        words.flat_map(|word| word.to_le_bytes()).collect()
-    }
-
-    /// From the wire. No group may be the one of the kernel's threads, or everybody's.
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<(Self, Vec<u32>)> {
-        let (words, []) = bytes.as_chunks() else {
-            return None;
-        };
-        let mut words = words.iter().map(|word| u32::from_le_bytes(*word));
-        let word = match words.next()? {
-            1 => Self::Watch,
-            2 => Self::Forget,
-            3 => Self::Fork,
-            4 => Self::Only,
-            _ => return None,
-        };
-        let groups: Vec<u32> = words.collect();
-        groups
-            .iter()
-            .all(|group| *group > 1)
-            .then_some((word, groups))
-    }
-}
-
-/// The groups of this process' children, and the helper that knows them too.
-#[derive(Debug, Default)]
-pub(crate) struct Guardian {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    groups: BTreeSet<u32>,
-    helper: Option<Helper>,
-}
-
+/// The list, in the process whose groups are on it and in its helper.
 #[derive(Debug)]
-struct Helper {
-    socket: Arc<OwnedFd>,
-    /// It reads: until then its socket may be full.
-    is_up: bool,
-    /// A word did not fit before it was up, so it is told all when it is.
-    is_behind: bool,
+pub(crate) struct List(Region);
+
+impl List {
+    const LEN: NonZeroUsize = NonZeroUsize::new(WORD * (PLACES as usize + 1)).expect("not zero");
+
+    fn create() -> io::Result<(Self, OwnedFd)> {
+        let (region, file) = Region::create(c"process-groups", Self::LEN)?;
+        Ok((Self(region), file))
+    }
+
+    /// The list of the process that has sent `file`. Children of this process do not have it.
+    pub(crate) fn open(file: impl AsFd) -> io::Result<Self> {
+        let region = Region::map(file, Self::LEN)?;
+        region.keep_from_children()?;
+        Ok(Self(region))
+    }
+
+    /// Puts a group into a place that is reserved for it.
+    pub(crate) fn enter(&self, place: u32, group: u32) {
+        if let Some(word) = self.word(place) {
+            word.store(u64::from(group) | u64::from(!group) << 32, Release);
+        }
+    }
+
+    /// The groups on the list. None is the one of the kernel's threads, or everybody's.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = u32> {
+        let used = self.0.word64(0).load(Acquire);
+        let used = u32::try_from(used).unwrap_or(PLACES).min(PLACES);
+        (0..used).filter_map(|place| self.group(place))
+    }
+
+    fn group(&self, place: u32) -> Option<u32> {
+        let word = self.word(place)?.load(Acquire);
+        let group = word as u32;
+        let is_whole = (word >> 32) as u32 == !group;
+        (is_whole && group > 1).then_some(group)
+    }
+
+    fn word(&self, place: u32) -> Option<&AtomicU64> {
+        (place < PLACES).then(|| self.0.word64(WORD * (place as usize + 1)))
+    }
+}
+
+/// The groups of this process' children.
+#[derive(Debug)]
+pub(crate) struct Guardian {
+    list: List,
+    /// For the helper.
+    file: OwnedFd,
+    places: Mutex<Places>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    /// Places that were used and are free again.
+    free: Vec<u32>,
+    /// How many have ever been used.
+    used: u32,
 }
 
 impl Guardian {
-    /// A group has come to be. `told` says that the helper knows already, having made it itself.
-    pub(crate) fn watch(&self, group: u32, told: bool) {
-        let mut state = self.state();
-        state.groups.insert(group);
-        if !told {
-            state.tell(Word::Watch, &[group]);
-        }
+    pub(super) fn new() -> io::Result<Self> {
+        let (list, file) = List::create()?;
+        Ok(Self {
+            list,
+            file,
+            places: Mutex::default(),
+        })
     }
 
-    /// A group has gone; its number is still pinned by the zombie of its leader.
-    pub(crate) fn forget(&self, group: u32) {
-        let mut state = self.state();
-        if state.groups.remove(&group) {
-            state.tell(Word::Forget, &[group]);
-        }
+    /// The list, for a helper.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A place for the group of a child to come.
+    pub(crate) fn reserve(&'static self) -> io::Result<Entry> {
+        let mut places = self.places();
+        let place = match places.free.pop() {
+            Some(place) => place,
+            None if places.used < PLACES => {
+                places.used += 1;
+                self.list.0.word64(0).store(u64::from(places.used), Release);
+                places.used - 1
+            }
+            None => return Err(io::ErrorKind::QuotaExceeded.into()),
+        };
+        Ok(Entry {
+            guardian: self,
+            place,
+        })
     }
 
     /// Whether there is anything to guard.
     pub(crate) fn has_groups(&self) -> bool {
-        !self.state().groups.is_empty()
+        let places = self.places();
+        places.free.len() < places.used as usize
     }
 
-    /// A helper has been made. What it is told waits in its socket, so it does its duty even if
-    /// this process ends before the helper is up.
-    pub(crate) fn attach(&self, helper: Arc<OwnedFd>) {
-        let mut state = self.state();
-        state.helper = Some(Helper {
-            socket: helper,
-            is_up: false,
-            is_behind: false,
-        });
-        state.tell_all();
-    }
-
-    /// The helper is up: it makes no copies before this, and misses no word after it.
-    pub(crate) fn is_up(&self, helper: &Arc<OwnedFd>) {
-        let mut state = self.state();
-        let Some(attached) = &mut state.helper else {
-            return;
-        };
-        if Arc::ptr_eq(&attached.socket, helper) {
-            attached.is_up = true;
-            if std::mem::take(&mut attached.is_behind) {
-                state.tell_all();
-            }
-        }
-    }
-
-    /// The helper `gone` has gone.
-    pub(crate) fn detach(&self, gone: &Arc<OwnedFd>) {
-        let mut state = self.state();
-        if state
-            .helper
-            .as_ref()
-            .is_some_and(|helper| Arc::ptr_eq(&helper.socket, gone))
-        {
-            state.helper = None;
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn tell(&mut self, word: Word, groups: &[u32]) {
-        let Some(helper) = &mut self.helper else {
-            return;
-        };
-        if helper.is_behind {
-            return;
-        }
-        match send(&helper.socket, word, groups) {
-            Ok(()) => (),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !helper.is_up => {
-                helper.is_behind = true;
-            }
-            Err(error) => {
-                // It is gone or does not read: it is no guardian any more. Ending its stream makes
-                // it leave, and its end brings the next one, which is told everything.
-                tracing::debug!(%error, "the guardian does not listen");
-                let _ = socket::end_sending(&helper.socket);
-                self.helper = None;
-            }
-        }
+/// A place on the list, which is free again once this is dropped.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    guardian: &'static Guardian,
+    place: u32,
+}
+
+impl Entry {
+    /// The place's number, for a helper that makes the child.
+    pub(crate) fn place(&self) -> u32 {
+        self.place
     }
 
-    fn tell_all(&mut self) {
-        let groups: Vec<u32> = self.groups.iter().copied().collect();
-        let (first, rest) = groups.split_at(groups.len().min(GROUPS_MAX));
-        self.tell(Word::Only, first);
-        for groups in rest.chunks(GROUPS_MAX) {
-            self.tell(Word::Watch, groups);
-        }
+    /// The group in the place, if it has one.
+    pub(super) fn group(&self) -> Option<u32> {
+        self.guardian.list.group(self.place)
+    }
+
+    /// Puts the group into its place.
+    pub(crate) fn enter(&self, group: u32) {
+        self.guardian.list.enter(self.place, group);
     }
 }
 
-fn send(helper: &OwnedFd, word: Word, groups: &[u32]) -> io::Result<()> {
-    let bytes = word.to_bytes(groups);
-    socket::send_with_fds(helper, &[IoSlice::new(&bytes)], &[], Wait::No).map(drop)
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let is_ours = super::running().is_some_and(|it| std::ptr::eq(&it.guardian, self.guardian));
+        if !is_ours {
+            // A forked child has inherited it; the list is its parent's.
+            return;
+        }
+        if let Some(word) = self.guardian.list.word(self.place) {
+            word.store(0, Relaxed);
+        }
+        self.guardian.places().free.push(self.place);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::BytesMut;
 
-    fn heard(helper: &OwnedFd) -> Vec<(Word, Vec<u32>)> {
-        let mut heard = Vec::new();
-        loop {
-            let mut message = BytesMut::new();
-            let len = Word::LEN_MAX;
-            match socket::recv_with_fds(helper, &mut message, len, &mut Vec::new(), Wait::No) {
-                Ok(_) => heard.push(Word::from_bytes(&message).unwrap()),
-                Err(error) => {
-                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                    return heard;
-                }
-            }
-        }
+    #[test]
+    fn a_helper_sees_the_groups_that_have_entered_and_not_gone() {
+        let guardian = &super::super::get().unwrap().guardian;
+        let helper = List::open(guardian.file()).unwrap();
+        let sees = |group| helper.groups().any(|it| it == group);
+
+        let (first, second) = (guardian.reserve().unwrap(), guardian.reserve().unwrap());
+        first.enter(4_000_001);
+        helper.enter(second.place(), 4_000_002);
+
+        assert!(sees(4_000_001) && sees(4_000_002));
+        drop(first);
+        assert!(!sees(4_000_001) && sees(4_000_002));
     }
 
     #[test]
-    fn a_helper_that_is_not_up_yet_finds_in_its_socket_what_it_has_to_know() {
-        let guardian = Guardian::default();
-        let (ours, helpers) = socket::seqpacket_pair().unwrap();
-        guardian.watch(7, false);
-        guardian.attach(Arc::new(ours));
-        guardian.watch(9, false);
-        guardian.forget(7);
+    fn a_place_holds_nobodys_group_before_one_has_entered_or_after_a_stray_store() {
+        let (list, file) = List::create().unwrap();
+        list.0.word64(0).store(4, Relaxed);
+        list.enter(0, 0);
+        list.enter(1, 1);
+        list.word(2).unwrap().store(4_000_003, Relaxed);
 
-        let words = [
-            (Word::Only, vec![7]),
-            (Word::Watch, vec![9]),
-            (Word::Forget, vec![7]),
-        ];
-        assert_eq!(heard(&helpers), words);
-    }
-
-    #[test]
-    fn a_helper_whose_socket_was_full_is_told_all_when_it_is_up() {
-        let guardian = Guardian::default();
-        let (ours, helpers) = socket::seqpacket_pair().unwrap();
-        let ours = Arc::new(ours);
-        guardian.attach(Arc::clone(&ours));
-        let groups = 2..5000;
-        groups
-            .clone()
-            .for_each(|group| guardian.watch(group, false));
-        assert!(
-            heard(&helpers).len() < groups.len(),
-            "the socket was not full"
-        );
-
-        guardian.is_up(&ours);
-
-        let words = heard(&helpers);
-        assert_eq!(words[0].0, Word::Only);
-        assert!(words[1..].iter().all(|(word, _)| *word == Word::Watch));
-        let told = words.into_iter().flat_map(|(_, groups)| groups);
-        assert!(told.eq(groups));
+        assert_eq!(List::open(file).unwrap().groups().count(), 0);
     }
 }

@@ -31,16 +31,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::child::{
-    BORN, Birth, Cause, Control, End, Listener, NOT_BORN, NewChild, Next,
+    Announcement, BORN, Birth, Cause, Control, End, Listener, NOT_BORN, NewChild, Next,
 };
 use self::child::{Child, Part};
-pub(crate) use self::guardian::Word;
+pub(crate) use self::guardian::{Entry, List};
 use self::stderr::Forward;
-use self::timer::Timers;
+use self::timer::{TimerId, Timers};
 pub(crate) use self::watch::{Watch, watch};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::eventfd::EventFd;
+use crate::sys::pidfd::{self, Ended, Reap};
 use crate::sys::rlimit::{self, CpuMask};
+use crate::sys::timerfd::TimerFd;
 use crate::sys::{fork_epoch, inherited_fds, signal, tasks};
 
 /// A job for the supervisor's thread.
@@ -49,8 +51,10 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The supervisor of this process.
 pub(crate) struct Supervisor {
     epoll: Epoll,
-    /// Wakes the thread for what is in the table's inbox, or for an earlier timer.
+    /// Wakes the thread for what is in the table's inbox.
     doorbell: EventFd,
+    /// Wakes the thread for the first timer. Whoever sets an earlier one sets it, without a wake-up.
+    alarm: TimerFd,
     table: Mutex<Table>,
     watched: watch::Watched,
     next_id: AtomicU64,
@@ -69,6 +73,8 @@ struct Table {
 
 /// The epoll token of the doorbell; children have ids above 0.
 const DOORBELL: u64 = 0;
+/// The epoll token of the alarm; the part of no child.
+const ALARM: u64 = 2;
 /// The epoll token of our own stderr while it takes no more; the part of no child.
 const STDERR: u64 = 1;
 
@@ -112,7 +118,12 @@ pub(crate) fn forget_inherited() {
     let mut place = SUPERVISOR.write().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, inherited)) = place.take() {
         inherited.watched.close_inherited();
-        let mut fds = vec![inherited.epoll.as_fd(), inherited.doorbell.as_fd()];
+        let mut fds = vec![
+            inherited.epoll.as_fd(),
+            inherited.doorbell.as_fd(),
+            inherited.alarm.as_fd(),
+            inherited.guardian.file(),
+        ];
         let table = inherited.table();
         fds.extend(table.children.values().flat_map(Child::fds));
         inherited_fds::close(&fds);
@@ -130,15 +141,18 @@ impl Supervisor {
         let epoll = Epoll::new()?;
         let doorbell = EventFd::new()?;
         epoll.add(&doorbell, DOORBELL, Interest::Read)?;
+        let alarm = TimerFd::new()?;
+        epoll.add(&alarm, ALARM, Interest::Read)?;
         Ok(Self {
             epoll,
             doorbell,
+            alarm,
             table: Mutex::default(),
             watched: watch::Watched::default(),
             next_id: AtomicU64::new(1),
             thread_id: AtomicU32::new(0),
             affinity: OnceLock::new(),
-            guardian: guardian::Guardian::default(),
+            guardian: guardian::Guardian::new()?,
             forward: Mutex::default(),
         })
     }
@@ -160,16 +174,11 @@ impl Supervisor {
                 return Err(error);
             }
         };
-        let ring = child.deadline().is_some_and(|(deadline, timer)| {
-            table
-                .timers
-                .insert(timer, deadline, Box::new(move || expire(id)))
-        });
-        table.children.insert(id, child);
-        drop(table);
-        if ring {
-            self.doorbell.raise();
+        if let Some((deadline, timer)) = child.deadline() {
+            let expire = Box::new(move || expire(id));
+            self.insert_timer(&mut table, timer, deadline, expire);
         }
+        table.children.insert(id, child);
         Ok(())
     }
 
@@ -187,6 +196,22 @@ impl Supervisor {
         });
     }
 
+    /// Ends and reaps the child that the helper has entered in a place, if it has, and frees the
+    /// place. For a child for whose pidfd there is no room, or whose helper died before it could
+    /// send that.
+    pub(crate) fn bury(&'static self, group: Entry) {
+        let Some(pid) = group.group() else { return };
+        signal::kill_child(pid);
+        if pidfd::wait_by_number(pid, Reap::No) == Some(Ended::No) {
+            let again = Instant::now() + child::TRACED_PAUSE;
+            return self.at(again, Box::new(move || self.bury(group)));
+        }
+        // The zombie pins the number, so it can be nobody else's group.
+        signal::kill_group(pid);
+        drop(group);
+        let _ = pidfd::wait_by_number(pid, Reap::Yes);
+    }
+
     /// The number of the supervisor's thread, once it runs.
     pub(crate) fn thread_id(&self) -> u32 {
         self.thread_id.load(Relaxed)
@@ -198,11 +223,25 @@ impl Supervisor {
     }
 
     fn at(&self, time: Instant, job: Job) {
-        let id = timer::next_id();
-        let ring = self.table().timers.insert(id, time, job);
-        if ring {
-            self.doorbell.raise();
+        self.insert_timer(&mut self.table(), timer::next_id(), time, job);
+    }
+
+    fn insert_timer(&self, table: &mut Table, id: TimerId, time: Instant, job: Job) {
+        if table.timers.insert(id, time, job) {
+            self.alarm
+                .set(time.saturating_duration_since(Instant::now()));
         }
+    }
+
+    /// Takes a timer back. Left alone it would wake an idle supervisor.
+    fn remove_timer(&self, id: TimerId) {
+        let mut table = self.table();
+        let job = table.timers.remove(id);
+        if job.is_some() && table.timers.next().is_none() {
+            self.alarm.stop();
+        }
+        drop(table);
+        drop(job);
     }
 
     fn run(&'static self) {
@@ -213,14 +252,10 @@ impl Supervisor {
             let _ = self.affinity.set(mask);
         }
         let mut ready = Vec::new();
+        let mut rang = false;
         loop {
-            self.run_jobs();
-            let timeout = self
-                .table()
-                .timers
-                .next()
-                .map(|time| time.saturating_duration_since(Instant::now()));
-            if let Err(error) = self.epoll.wait(&mut ready, timeout) {
+            self.run_jobs(mem::take(&mut rang));
+            if let Err(error) = self.epoll.wait(&mut ready, None) {
                 // An epoll set that is open and a buffer that is ours cannot fail; if they do all
                 // the same, children must be looked after nevertheless.
                 tracing::error!(%error, "the supervisor cannot wait for events");
@@ -229,6 +264,10 @@ impl Supervisor {
             for &token in &ready {
                 match token {
                     DOORBELL => self.doorbell.lower(),
+                    ALARM => {
+                        self.alarm.clear();
+                        rang = true;
+                    }
                     STDERR => self.continue_forwarding(),
                     token if token & watch::BIT != 0 => self.watched.ready(token),
                     token => self.handle(token >> Part::BITS, Part::from_token(token)),
@@ -237,13 +276,21 @@ impl Supervisor {
         }
     }
 
-    /// Runs what was posted, and the timers whose time has come.
-    fn run_jobs(&self) {
+    /// Runs what was posted, and the timers whose time has come; sets the alarm for the next one if
+    /// it has rung, also for one that was taken back.
+    fn run_jobs(&self, mut rang: bool) {
         loop {
             let mut table = self.table();
             let mut jobs = mem::take(&mut table.inbox);
-            jobs.extend(table.timers.take_due(Instant::now()));
+            let due = table.timers.take_due(Instant::now());
+            if (mem::take(&mut rang) || !due.is_empty())
+                && let Some(next) = table.timers.next()
+            {
+                self.alarm
+                    .set(next.saturating_duration_since(Instant::now()));
+            }
             drop(table);
+            jobs.extend(due);
             if jobs.is_empty() {
                 return;
             }
@@ -265,9 +312,8 @@ impl Supervisor {
         if child.ready(part, self) {
             self.table().children.insert(id, child);
         } else {
-            let timer = child.deadline().map(|(_, timer)| timer);
-            if let Some(timer) = timer {
-                drop(self.table().timers.remove(timer));
+            if let Some((_, timer)) = child.deadline() {
+                self.remove_timer(timer);
             }
         }
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use bytemuck::Pod;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 use crate::sys::pieces;
 
@@ -113,6 +113,14 @@ impl Region {
             base: base.cast(),
             len,
         })
+    }
+
+    /// Leaves the mapping out of what a child of this process inherits.
+    pub(crate) fn keep_from_children(&self) -> io::Result<()> {
+        // SAFETY: the advice concerns this mapping alone, and nothing in this process.
+        let advised =
+            unsafe { madvise(self.base.cast(), self.len.get(), MmapAdvise::MADV_DONTFORK) };
+        Ok(advised?)
     }
 
     /// Bytes in the region.

@@ -33,6 +33,11 @@ pub(crate) fn report_in_this_thread(name: &str) -> io::Result<()> {
     install(libc::SIGBUS)
 }
 
+/// Does what is done first in a process and slow then.
+pub(crate) fn look_at_this_stack() -> io::Result<()> {
+    guard_of_this_thread().map(drop)
+}
+
 fn guard_of_this_thread() -> io::Result<Range<usize>> {
     // SAFETY: `pthread_attr_t` is plain data, which the next call fills.
     let mut attributes: libc::pthread_attr_t = unsafe { mem::zeroed() };

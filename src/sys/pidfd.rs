@@ -66,32 +66,7 @@ impl Pidfd {
     /// Looks how the process, a child of this one, has ended; nothing if somebody else has taken
     /// its status, or if `SIGCHLD` is ignored.
     pub(crate) fn wait(&self, reap: Reap) -> Option<Ended> {
-        let look = if reap == Reap::No { libc::WNOWAIT } else { 0 };
-        let options = libc::WEXITED | libc::WNOHANG | libc::__WALL | look;
-        // SAFETY: `siginfo_t` is plain data, for which zeros are a value.
-        let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
-        let id = self.0.as_raw_fd().cast_unsigned();
-        loop {
-            // SAFETY: `info` is writable and lives until the call returns.
-            let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, options) };
-            match Errno::result(result) {
-                Ok(_) => break,
-                Err(Errno::EINTR) => (),
-                Err(_) => return None,
-            }
-        }
-        // SAFETY: a successful `waitid` fills the fields of SIGCHLD, or leaves them zero.
-        let pid = unsafe { info.si_pid() };
-        // SAFETY: as above.
-        let status = unsafe { info.si_status() };
-        Some(match (pid, info.si_code) {
-            (0, _) => Ended::No,
-            (_, libc::CLD_EXITED) => Ended::Exited(status),
-            (_, code) => Ended::Signaled {
-                signal: status,
-                core_dumped: code == libc::CLD_DUMPED,
-            },
-        })
+        wait(libc::P_PIDFD, self.0.as_raw_fd().cast_unsigned(), reap)
     }
 
     /// Asks the pidfd itself, which knows the status of a reaped process since Linux 6.15.
@@ -115,6 +90,45 @@ impl Pidfd {
             },
         }
     }
+}
+
+/// The error of a process in which a pidfd that was sent to it has found no room.
+pub(crate) fn no_room() -> io::Error {
+    Errno::EMFILE.into()
+}
+
+/// As [`Pidfd::wait`], for a child for whose pidfd there is no room. Its number is its own until it
+/// is reaped.
+pub(crate) fn wait_by_number(pid: u32, reap: Reap) -> Option<Ended> {
+    wait(libc::P_PID, pid, reap)
+}
+
+fn wait(kind: libc::idtype_t, id: u32, reap: Reap) -> Option<Ended> {
+    let look = if reap == Reap::No { libc::WNOWAIT } else { 0 };
+    let options = libc::WEXITED | libc::WNOHANG | libc::__WALL | look;
+    // SAFETY: `siginfo_t` is plain data, for which zeros are a value.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    loop {
+        // SAFETY: `info` is writable and lives until the call returns.
+        let result = unsafe { libc::waitid(kind, id, &raw mut info, options) };
+        match Errno::result(result) {
+            Ok(_) => break,
+            Err(Errno::EINTR) => (),
+            Err(_) => return None,
+        }
+    }
+    // SAFETY: a successful `waitid` fills the fields of SIGCHLD, or leaves them zero.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    let status = unsafe { info.si_status() };
+    Some(match (pid, info.si_code) {
+        (0, _) => Ended::No,
+        (_, libc::CLD_EXITED) => Ended::Exited(status),
+        (_, code) => Ended::Signaled {
+            signal: status,
+            core_dumped: code == libc::CLD_DUMPED,
+        },
+    })
 }
 
 impl AsFd for Pidfd {

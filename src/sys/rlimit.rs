@@ -19,14 +19,18 @@ pub(crate) const N_RESOURCES: usize = 16;
 pub(crate) fn limits() -> io::Result<Limits> {
     let mut limits = [(0, 0); N_RESOURCES];
     for (resource, limit) in limits.iter_mut().enumerate() {
-        // SAFETY: `rlimit64` is plain data, for which zeros are a value.
-        let mut now: libc::rlimit64 = unsafe { mem::zeroed() };
-        // SAFETY: `now` is writable and lives until the call returns.
-        let result = unsafe { libc::getrlimit64(resource as _, &raw mut now) };
-        Errno::result(result)?;
-        *limit = (now.rlim_cur, now.rlim_max);
+        *limit = limit_of(resource)?;
     }
     Ok(limits)
+}
+
+fn limit_of(resource: usize) -> io::Result<(u64, u64)> {
+    // SAFETY: `rlimit64` is plain data, for which zeros are a value.
+    let mut now: libc::rlimit64 = unsafe { mem::zeroed() };
+    // SAFETY: `now` is writable and lives until the call returns.
+    let result = unsafe { libc::getrlimit64(resource as _, &raw mut now) };
+    Errno::result(result)?;
+    Ok((now.rlim_cur, now.rlim_max))
 }
 
 /// Sets one limit of this process.
@@ -44,7 +48,7 @@ pub(crate) fn set_limit(resource: usize, (soft, hard): (u64, u64)) -> io::Result
 /// The stack size that the process' limit asks for; 8 MiB where there is no limit.
 pub(crate) fn stack_size() -> usize {
     const DEFAULT: usize = 8 << 20;
-    let soft = limits().map_or(u64::MAX, |limits| limits[libc::RLIMIT_STACK as usize].0);
+    let soft = limit_of(libc::RLIMIT_STACK as usize).map_or(u64::MAX, |(soft, _)| soft);
     match usize::try_from(soft) {
         Ok(soft) if soft <= 1 << 32 => soft.max(64 << 10),
         _ => DEFAULT,

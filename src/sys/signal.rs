@@ -30,6 +30,13 @@ pub(crate) fn ignore_sigpipe() {
     unsafe { sigaction(Signal::SIGPIPE, &ignore) }.expect("SIGPIPE can be ignored");
 }
 
+/// Kills the child `pid` of this process, which must not have been reaped. One that has ended is no
+/// error.
+pub(crate) fn kill_child(pid: u32) {
+    assert!(pid > 1, "no child of ours has the number {pid}");
+    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+}
+
 /// Kills the process group `group`. A group that is gone is no error.
 pub(crate) fn kill_group(group: u32) {
     // 0 would mean our own group and 1, negated, everybody.

@@ -40,6 +40,16 @@ impl TimerFd {
         Errno::result(result).expect("a timerfd takes every time");
     }
 
+    /// Switches it off.
+    pub(crate) fn stop(&self) {
+        // SAFETY: `itimerspec` is plain data, for which zeros are a value: the timer is off.
+        let time: libc::itimerspec = unsafe { mem::zeroed() };
+        let old = std::ptr::null_mut();
+        // SAFETY: `time` is readable and lives until the call returns; no old value is asked for.
+        let result = unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const time, old) };
+        Errno::result(result).expect("a timerfd can be switched off");
+    }
+
     /// Takes the expiry, so that the timer is no longer readable.
     pub(crate) fn clear(&self) {
         // EAGAIN: it has not gone off, which is what is wanted.

@@ -250,7 +250,7 @@ impl Listener for Attendant {
                 if self.started && self.result.is_none() =>
             {
                 self.result = Some(frame);
-                Next::Continue
+                Next::Finish
             }
             (kind, _) => Next::Violation(format!("it sent a frame of kind {kind} out of turn")),
         }

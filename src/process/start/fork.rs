@@ -22,6 +22,7 @@ use crate::supervisor::{self, Birth, NewChild, Supervisor};
 use crate::sys::clone::{self, Side};
 use crate::sys::pidfd::Pidfd;
 use crate::sys::{child_setup, signal, tasks};
+use crate::wire::frame::Splitter;
 
 /// Whether a process with other threads may be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,10 +154,12 @@ fn make(
     main: impl FnOnce(Child) + Send + 'static,
 ) -> Result<(u32, Arc<Pidfd>), StartError> {
     let parent = std::process::id();
+    let group = supervisor.guardian.reserve();
+    let group = group.map_err(StartError::os("note a process group"))?;
     match clone::fork().map_err(StartError::os("fork"))? {
         Side::Child => {
             // What it has of the parent's runtimes is never dropped.
-            std::mem::forget(attendant);
+            std::mem::forget((attendant, group));
             become_child(parent, prepared, main)
         }
         Side::Parent(pid) => {
@@ -165,13 +168,13 @@ fn make(
             } = prepared;
             let pidfd = Pidfd::open(pid).map_err(StartError::os("open a pidfd"))?;
             let pidfd = Arc::new(pidfd);
-            supervisor.guardian.watch(pid, false);
+            group.enter(pid);
             supervisor
                 .adopt(NewChild {
-                    birth: Birth::Known(pid, Arc::clone(&pidfd)),
+                    birth: Birth::Known(pid, Arc::clone(&pidfd), group),
                     control,
                     unsent: Bytes::new(),
-                    limit,
+                    splitter: Splitter::new(limit),
                     stderr,
                     begun_within: BEGUN_WITHIN,
                     listener: Box::new(attendant),

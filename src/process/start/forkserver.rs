@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{oneshot, watch};
 
 use super::attend::Attendant;
@@ -20,11 +20,11 @@ use super::{Attempt, BEGUN_WITHIN, Launch, Pipes, frames, prepare, send_start, s
 use crate::error::StartError;
 use crate::process::entry;
 use crate::process::inherit::Snapshot;
-use crate::supervisor::{self, Birth, Control, End, Listener, NewChild, Next, Word};
-use crate::sys::pidfd::Pidfd;
+use crate::supervisor::{self, Announcement, Birth, Control, End, Entry, Listener, NewChild, Next};
+use crate::sys::pidfd::{self, Pidfd};
 use crate::sys::socket::{self, Wait};
 use crate::wire::codec;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, HEADER_LEN, Header, Splitter};
 
 /// A helper that serves.
 pub(super) struct Server {
@@ -146,6 +146,9 @@ fn begin(sender: watch::Sender<Option<Answer>>) {
     let started = supervisor::get().and_then(|supervisor| {
         let snapshot = Snapshot::take();
         let (control, theirs) = socket::seqpacket_pair()?;
+        // It waits in the socket, so the helper does its duty even if this process ends at once.
+        let list = [supervisor.guardian.file()];
+        socket::send_with_fds(&control, &[IoSlice::new(&[0])], &list, Wait::No)?;
         let requests = Arc::new(control.try_clone()?);
         let child = spawn::command(entry::HELPER).stdin(theirs).spawn()?;
         let pidfd = Pidfd::open(child.id())?;
@@ -160,13 +163,11 @@ fn begin(sender: watch::Sender<Option<Answer>>) {
             birth: Birth::Guardian(child.id(), Arc::new(pidfd)),
             control,
             unsent: Bytes::new(),
-            limit: 64 << 10,
+            splitter: Splitter::new(64 << 10),
             stderr: None,
             begun_within: BEGUN_WITHIN,
             listener: Box::new(listener),
-        })?;
-        supervisor.guardian.attach(requests);
-        Ok(())
+        })
     });
     if let Err(error) = started {
         give_up(&sender, &error);
@@ -182,8 +183,10 @@ pub(super) async fn start(
 ) -> Result<(), Attempt> {
     let supervisor = supervisor::get().map_err(StartError::os("start the supervisor"))?;
     let mut prepared = prepare(launch, pipes)?;
+    let group = supervisor.guardian.reserve();
+    let group = group.map_err(StartError::os("note a process group"))?;
     // First the request: the helper makes the child while the message to it is put together.
-    if let Err(error) = request(server, &prepared.theirs).await {
+    if let Err(error) = request(server, &prepared.theirs, &group).await {
         if error.kind() == io::ErrorKind::TimedOut {
             return Err(StartError::TimedOut(BEGUN_WITHIN).into());
         }
@@ -204,7 +207,7 @@ pub(super) async fn start(
         Err(StartError::Os { source, .. }) if is_gone(&source) => Bytes::new(),
         // The child finds its socket closed, and leaves; it is adopted to be reaped.
         Err(error) => {
-            attendant_of_nobody(supervisor, prepared)?;
+            attendant_of_nobody(supervisor, prepared, group)?;
             return Err(Attempt::Failed(error));
         }
     };
@@ -215,12 +218,14 @@ pub(super) async fn start(
         ..
     } = prepared;
     drop(theirs);
+    let mut splitter = Splitter::new(launch.frame_limit);
+    let birth = birth(supervisor, &control, &mut splitter, group)?;
     supervisor
         .adopt(NewChild {
-            birth: Birth::Announced,
+            birth,
             control,
             unsent,
-            limit: launch.frame_limit,
+            splitter,
             stderr,
             begun_within: BEGUN_WITHIN,
             listener: Box::new(attendant),
@@ -230,10 +235,10 @@ pub(super) async fn start(
 }
 
 /// Sends the request. Many at once fill the socket, of which the helper takes one in 0.1 ms.
-async fn request(server: &Server, theirs: &OwnedFd) -> io::Result<()> {
+async fn request(server: &Server, theirs: &OwnedFd, group: &Entry) -> io::Result<()> {
     const PAUSE: Duration = Duration::from_millis(1);
-    let word = Word::Fork.to_bytes(&[]);
-    let slices = [IoSlice::new(&word)];
+    let place = group.place().to_le_bytes();
+    let slices = [IoSlice::new(&place)];
     let since = Instant::now();
     loop {
         match socket::send_with_fds(&server.socket, &slices, &[theirs.as_fd()], Wait::No) {
@@ -253,6 +258,50 @@ async fn request(server: &Server, theirs: &OwnedFd) -> io::Result<()> {
     }
 }
 
+/// Reads the helper's word on the child if it has come, as it mostly has: the supervisor need not
+/// wake up for it then.
+fn birth(
+    supervisor: &'static supervisor::Supervisor,
+    control: &OwnedFd,
+    splitter: &mut Splitter,
+    group: Entry,
+) -> Result<Birth, Attempt> {
+    let mut word = BytesMut::new();
+    let mut fds = Vec::new();
+    let fds_lost = match socket::recv_with_fds(control, &mut word, HEADER_LEN, &mut fds, Wait::No) {
+        // The supervisor will find it, or the end.
+        Err(_) => return Ok(Birth::Announced(group)),
+        Ok(received) if received.len == 0 => {
+            // It may have made the child before it died.
+            supervisor.bury(group);
+            return Err(Attempt::Lost);
+        }
+        Ok(received) => received.fds_lost,
+    };
+    let header = word.first_chunk().map(Header::from_bytes);
+    let header = header.and_then(Result::ok).filter(Announcement::is_in);
+    let Some(header) = header else {
+        // The child was faster than the helper, whose word the supervisor will find.
+        splitter.room().0.extend_from_slice(&word);
+        splitter.add_fds(fds);
+        if fds_lost {
+            splitter.set_fds_lost();
+        }
+        return Ok(Birth::Announced(group));
+    };
+    let announced = Announcement::of(&header).map_err(StartError::ProtocolViolation)?;
+    match (announced, fds.pop()) {
+        (Announcement::Born(pid), Some(pidfd)) => {
+            Ok(Birth::Known(pid, Arc::new(pidfd.into()), group))
+        }
+        (Announcement::Born(_), None) => {
+            supervisor.bury(group);
+            Err(StartError::os("keep a pidfd")(pidfd::no_room()).into())
+        }
+        (Announcement::NotBorn(error), _) => Err(StartError::os("fork")(error).into()),
+    }
+}
+
 fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -264,6 +313,7 @@ fn is_gone(error: &io::Error) -> bool {
 fn attendant_of_nobody(
     supervisor: &'static supervisor::Supervisor,
     prepared: super::Prepared,
+    group: Entry,
 ) -> Result<(), StartError> {
     let (answer, _) = oneshot::channel();
     let (end, _) = watch::channel(None);
@@ -277,10 +327,10 @@ fn attendant_of_nobody(
     socket::end_sending(&control).map_err(StartError::os("close a control socket"))?;
     supervisor
         .adopt(NewChild {
-            birth: Birth::Announced,
+            birth: Birth::Announced(group),
             control,
             unsent: Bytes::new(),
-            limit: 0,
+            splitter: Splitter::new(0),
             stderr,
             begun_within: BEGUN_WITHIN,
             listener: Box::new(Attendant::new("", super::What::Call, Some(answer), end)),
@@ -327,10 +377,6 @@ impl Listener for HelperListener {
             snapshot,
             threads,
         });
-        // Before anybody can ask it for copies, of which it learns by itself.
-        if let Some(supervisor) = supervisor::running() {
-            supervisor.guardian.is_up(&self.requests);
-        }
         *state() = State::Serving(Arc::clone(&server));
         self.sender.send_replace(Some(Ok(server)));
         Next::Continue
@@ -368,7 +414,6 @@ impl Listener for HelperListener {
         let Some(supervisor) = supervisor::running() else {
             return;
         };
-        supervisor.guardian.detach(&self.requests);
         if supervisor.guardian.has_groups() {
             if self.since.elapsed() > SHORT_LIFE {
                 guard();

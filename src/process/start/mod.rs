@@ -9,6 +9,7 @@ pub(crate) mod fork;
 mod forkserver;
 pub(super) mod frames;
 pub(super) mod helper;
+mod rehearsal;
 mod spawn;
 
 use std::ffi::{OsStr, OsString};

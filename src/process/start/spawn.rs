@@ -17,6 +17,7 @@ use crate::process::entry;
 use crate::supervisor::{self, Birth, NewChild};
 use crate::sys::image::EXECUTABLE;
 use crate::sys::pidfd::Pidfd;
+use crate::wire::frame::Splitter;
 
 pub(super) fn start(
     launch: &Launch,
@@ -65,6 +66,11 @@ fn make(mut command: Command, prepared: Prepared, unsent: Bytes, limit: u32, att
         ..
     } = prepared;
     drop(standard);
+    let reserved = supervisor::get().and_then(|supervisor| supervisor.guardian.reserve());
+    let group = match reserved {
+        Ok(group) => group,
+        Err(error) => return attendant.fail(StartError::os("note a process group")(error)),
+    };
     let child = match command.stdin(Stdio::from(theirs)).spawn() {
         Ok(child) => child,
         Err(error) => return attendant.fail(StartError::os("execute the program again")(error)),
@@ -76,14 +82,14 @@ fn make(mut command: Command, prepared: Prepared, unsent: Bytes, limit: u32, att
         Ok(pidfd) => pidfd,
         Err(error) => return attendant.fail(StartError::os("open a pidfd")(error)),
     };
+    group.enter(pid);
     let adopt = || {
         let supervisor = supervisor::get()?;
-        supervisor.guardian.watch(pid, false);
         supervisor.adopt(NewChild {
-            birth: Birth::Known(pid, Arc::new(pidfd)),
+            birth: Birth::Known(pid, Arc::new(pidfd), group),
             control,
             unsent,
-            limit,
+            splitter: Splitter::new(limit),
             stderr,
             begun_within: BEGUN_WITHIN,
             listener: Box::new(attendant),
