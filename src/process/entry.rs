@@ -261,7 +261,9 @@ pub(super) const LEFTOVERS_MAX: Duration = Duration::from_secs(1);
 fn run_main(begin: Begin, child: Child) -> ! {
     child_setup::set_name(&begin.name);
     panic::note_panics();
+    // Open for as long as the process lives.
     let watched = child.control.as_fd().try_clone_to_owned();
+    let watched = watched.and_then(|control| Ok((watch_link(&control)?, control)));
     let thread_name = begin.name.clone();
     let main = move || {
         // Without a handler an overflow is a plain SIGSEGV.
@@ -275,7 +277,7 @@ fn run_main(begin: Begin, child: Child) -> ! {
         .name(begin.name)
         .stack_size(begin.stack_size);
     match (thread.spawn(main), watched) {
-        (Ok(_), Ok(control)) => watch_parent(&control),
+        (Ok(_), Ok((epoll, _control))) => watch_parent(&epoll),
         (Err(error), _) | (_, Err(error)) => {
             eprintln!("a process started by tokio-multiprocess cannot begin: {error}");
             exit::immediately(PANICKED)
@@ -292,6 +294,7 @@ pub(super) fn run_forked(
     child_setup::set_name(name);
     panic::note_panics();
     let watched = control.as_fd().try_clone_to_owned();
+    let watched = watched.and_then(|control| Ok((watch_link(&control)?, control)));
     let child = Child {
         control,
         payload: Bytes::new(),
@@ -307,7 +310,7 @@ pub(super) fn run_forked(
         .name(name.to_owned())
         .stack_size(rlimit::stack_size());
     match (thread.spawn(main), watched) {
-        (Ok(_), Ok(control)) => watch_parent(&control),
+        (Ok(_), Ok((epoll, _control))) => watch_parent(&epoll),
         _ => exit::immediately(PANICKED),
     }
 }
@@ -359,16 +362,20 @@ pub(super) fn forget_inherited() {
     );
 }
 
-/// Waits for the parent's end, and ends this process and its group then.
-fn watch_parent(control: &OwnedFd) -> ! {
-    const PARENT: u64 = 0;
-    let epoll = with_watcher(|watcher| {
+/// The epoll token of the link to the parent.
+const PARENT: u64 = 0;
+
+/// Has the parent's end noticed from now on. To be called before the user's code runs, which may
+/// close whatever it finds.
+fn watch_link(control: &OwnedFd) -> io::Result<Arc<Epoll>> {
+    with_watcher(|watcher| {
         watcher.epoll.add(control, PARENT, Interest::HangUp)?;
         Ok(Arc::clone(&watcher.epoll))
-    });
-    let Ok(epoll) = epoll else {
-        exit::immediately(PANICKED)
-    };
+    })
+}
+
+/// Waits for the parent's end, and ends this process and its group then.
+fn watch_parent(epoll: &Epoll) -> ! {
     let mut ready = Vec::new();
     loop {
         if epoll.wait(&mut ready, None).is_err() || ready.contains(&PARENT) {

@@ -75,6 +75,7 @@ enum Fate {
 }
 
 fn task(order: Order) -> u64 {
+    // The work of this task: a kill may come while it waits in the kernel.
     thread::sleep(Duration::from_micros(order.sleep_us));
     match order.fate {
         Fate::Return => answer(order.number),
@@ -341,11 +342,13 @@ impl Killer {
                 while so_far <= moment && resolved.recv().await.is_some() {
                     so_far += 1;
                 }
+                // A random moment of the task that runs now, not of its beginning.
                 tokio::time::sleep(Duration::from_micros(chance.u64(0..2000))).await;
                 // Between a death and the replacement there may be none.
                 let victim = loop {
                     match chance.choice(&pids(&pool)) {
                         Some(&victim) => break victim,
+                        // All are being replaced, of which nobody is told.
                         None => tokio::time::sleep(Duration::from_millis(1)).await,
                     }
                 };
@@ -378,6 +381,7 @@ async fn wait_for_workers(pool: &Pool, limit: Duration) -> Duration {
             started.elapsed() < limit,
             "only {workers} workers came back"
         );
+        // The pool tells nobody of a worker that is back; how soon it is, is the figure.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

@@ -140,9 +140,11 @@ fn applied(method: Method, state: State, patience: Option<Duration>) -> Death {
         up.then(|| started.elapsed())
     });
     match patience {
+        // A random moment, whatever goes on then.
         Some(patience) => thread::sleep(patience),
         None => {
             while !up.is_finished() {
+                // A thread that can be joined tells nobody.
                 thread::sleep(Duration::from_micros(100));
             }
         }
@@ -162,6 +164,7 @@ fn applied(method: Method, state: State, patience: Option<Duration>) -> Death {
             elapsed < SURVIVAL_ON_A_BUSY_MACHINE_MAX,
             "{method:?}, {state:?}: there for ever: {left:#?}"
         );
+        // They are nobody's children any more: only the process table tells of their end.
         thread::sleep(Duration::from_micros(200));
     };
     let up_after = up.join().expect("no panic");
@@ -269,6 +272,7 @@ fn outlives_its_thread() -> String {
 }
 
 fn answer_later(answer: u64) -> u64 {
+    // Longer than the thread that started it lives.
     thread::sleep(Duration::from_millis(300));
     answer
 }

@@ -281,6 +281,7 @@ fn idle(plan: &mut Plan) -> String {
         }
         before = now;
     }
+    // The time in which nobody may wake up.
     std::thread::sleep(time);
     assert_eq!(count(), before, "somebody woke up");
     drop(sender);

@@ -31,6 +31,7 @@ impl Census {
         let deadline = Instant::now() + SETTLE_MAX;
         let mut before = Self::take();
         loop {
+            // The kernel takes ended threads off its list when it pleases, and tells nobody.
             std::thread::sleep(Duration::from_millis(20));
             let now = Self::take();
             if now.zombies == 0 && now == before {
@@ -82,6 +83,7 @@ impl Census {
                 Instant::now() < deadline,
                 "leaked: before {self:#?}\nnow {now:#?}"
             );
+            // As above: only the lists in /proc tell.
             std::thread::sleep(Duration::from_millis(10));
         }
     }

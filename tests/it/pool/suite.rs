@@ -747,7 +747,7 @@ pub(crate) async fn a_token_stops_a_task_unless_its_result_came_first(by: By) {
     assert_eq!(soon(running).await.unwrap(), Err(TaskError::Cancelled));
     soon(gone(worker)).await;
     let late = pool
-        .apply_async(std::thread::sleep, Duration::from_secs(1000))
+        .apply_async(thread::sleep, Duration::from_secs(1000))
         .stop_with(token);
     assert_eq!(soon(late).await, Err(TaskError::Cancelled));
     soon(pool.close()).await.unwrap();
