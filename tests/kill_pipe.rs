@@ -5,9 +5,15 @@
 //! while, and must be told rightly: whole messages in order, and then that the pipe is closed, or
 //! that it is torn if the victim had begun and not finished. Nobody may wait for ever.
 //!
+//! For each system call of the operation one victim is taken through all instructions behind it, up
+//! to the next call. Each of these instructions is then a point at which another victim is killed: it
+//! runs at full speed to the same call and on to the same instruction, which the processor watches.
+//! A victim that takes another way, as the other end was faster or slower, is killed at its next call.
+//!
 //! `cargo test --test kill_pipe` takes a sample; `cargo test --release --test kill_pipe -- --full`
 //! takes every instruction; `--only=`, `--stride=` and `--seconds=` (of each operation) take fewer.
 
+use std::collections::HashMap;
 use std::env;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -17,23 +23,29 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 use tokio_multiprocess::fd::Fd;
 use tokio_multiprocess::pipe::{self, PipeReceiver, PipeSender};
-use tokio_multiprocess::{Process, RecvError, SendFailure};
+use tokio_multiprocess::{Process, RecvError, SendFailure, StartMethod};
 
 use crate::trace::Traced;
+use crate::walk::Walk;
 
 #[expect(dead_code, reason = "it is shared, and others need more of it")]
 #[path = "kill/trace.rs"]
 mod trace;
 
+#[path = "kill/walk.rs"]
+mod walk;
+
 /// How long something may take that must come.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Longer than what a socket holds, so that its sender waits half-way.
-const LONG: usize = 6 << 20;
+const LONG: usize = 3 << 20;
 
 const SHORT: usize = 3000;
 
@@ -71,6 +83,7 @@ enum Act {
     /// Sends a message that brings the end of another pipe.
     SendEnd(PipeSender<PipeSender<u8>>, PipeSender<u8>),
     /// Receives a message.
+    RecvValue(PipeReceiver<Blob>),
     RecvBytes(PipeReceiver<Blob>),
     RecvEnd(PipeReceiver<PipeSender<u8>>),
 }
@@ -90,6 +103,7 @@ fn suffer((act, Fd(mut go), Fd(mut report)): (Act, Fd<PipeReader>, Fd<PipeWriter
             Act::SendValue(tx, _) => drop(tx.send(Blob(value)).await),
             Act::SendBytes(tx, _) => drop(tx.send_bytes(&value).await),
             Act::SendEnd(tx, end) => drop(tx.send(end).await),
+            Act::RecvValue(rx) => drop(rx.recv().await),
             Act::RecvBytes(rx) => drop(rx.recv_bytes().await),
             Act::RecvEnd(rx) => drop(rx.recv().await),
         }
@@ -146,11 +160,17 @@ fn read_end(rx: &PipeReceiver<PipeSender<u8>>, other: &PipeReceiver<u8>) -> Verd
     }
 }
 
-/// Sends one message after the other until nobody reads.
-fn write(tx: &PipeSender<Blob>) -> Verdict {
-    let message = vec![7; LONG];
+/// Sends one message of `len` bytes after the other until nobody reads.
+fn write(tx: &PipeSender<Blob>, len: usize, is_value: bool) -> Verdict {
+    let message = vec![7; len];
     loop {
-        match tx.blocking_send_bytes(&message) {
+        let sent = match is_value {
+            true => tx
+                .blocking_send(Blob(message.clone()))
+                .map_err(|error| error.failure),
+            false => tx.blocking_send_bytes(&message),
+        };
+        match sent {
             Ok(()) => (),
             Err(SendFailure::Closed) => return Ok("closed"),
             Err(error) => return Err(error.to_string()),
@@ -186,7 +206,7 @@ struct Campaign {
     begin: fn() -> io::Result<(Act, Here)>,
 }
 
-const CAMPAIGNS: [Campaign; 7] = [
+const CAMPAIGNS: [Campaign; 10] = [
     Campaign {
         name: "send value",
         begin: || sending(SHORT, true),
@@ -197,7 +217,7 @@ const CAMPAIGNS: [Campaign; 7] = [
     },
     Campaign {
         name: "send long value",
-        begin: || sending(LONG / 2, true),
+        begin: || sending(LONG, true),
     },
     Campaign {
         name: "send long bytes",
@@ -215,11 +235,20 @@ const CAMPAIGNS: [Campaign; 7] = [
         },
     },
     Campaign {
+        name: "recv value",
+        begin: || receiving(SHORT, true),
+    },
+    Campaign {
+        name: "recv bytes",
+        begin: || receiving(SHORT, false),
+    },
+    Campaign {
+        name: "recv long value",
+        begin: || receiving(LONG, true),
+    },
+    Campaign {
         name: "recv long bytes",
-        begin: || {
-            let (tx, rx) = pipe::one_way()?;
-            Ok((Act::RecvBytes(rx), Box::new(move || write(&tx))))
-        },
+        begin: || receiving(LONG, false),
     },
     Campaign {
         name: "recv end",
@@ -239,11 +268,22 @@ fn sending(len: usize, is_value: bool) -> io::Result<(Act, Here)> {
     Ok((act, Box::new(move || read(&rx, len, is_value))))
 }
 
+fn receiving(len: usize, is_value: bool) -> io::Result<(Act, Here)> {
+    let (tx, rx) = pipe::one_way()?;
+    let act = match is_value {
+        true => Act::RecvValue(rx),
+        false => Act::RecvBytes(rx),
+    };
+    Ok((act, Box::new(move || write(&tx, len, is_value))))
+}
+
 /// How thoroughly.
 #[derive(Clone, Copy)]
 struct Effort {
     /// Every so many instructions.
-    stride: u64,
+    stride: usize,
+    /// Not further than so many behind a system call.
+    steps: usize,
     /// At most so long a campaign.
     time: Duration,
 }
@@ -260,32 +300,48 @@ fn main() -> ExitCode {
             .find_map(|argument| argument.strip_prefix(flag));
         values.and_then(|value| value.parse().ok())
     };
-    let (stride, seconds) = match wants("--full") {
-        true => (1, 3600),
-        false => (199, 2),
+    let (stride, steps, milliseconds) = match wants("--full") {
+        true => (1, usize::MAX, 3_600_000),
+        false => (37, 200, 500),
     };
+    let milliseconds = number("--seconds=").map_or(milliseconds, |seconds| 1000 * seconds);
     let effort = Effort {
         stride: number("--stride=").unwrap_or(stride),
-        time: Duration::from_secs(number("--seconds=").unwrap_or(seconds)),
+        steps,
+        time: Duration::from_millis(milliseconds as u64),
     };
     let only = arguments
         .iter()
         .find_map(|argument| argument.strip_prefix("--only="));
+    // The tracer and the traced take turns, and waking another core takes longer than a step.
+    let mut first = CpuSet::new();
+    if first.set(0).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &first);
+    }
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     println!(
-        "{:<16} {:>7} {:>7} {:>7} {:>7} {:>8}",
-        "operation", "points", "closed", "torn", "whole", "seconds"
+        "{:<16} {:>6} {:>7} {:>7} {:>8} {:>7} {:>7} {:>7} {:>8}",
+        "operation", "calls", "points", "killed", "strayed", "closed", "torn", "whole", "seconds"
     );
+    let begun = Instant::now();
+    let mut n_killed = 0;
     let mut failed = false;
     for campaign in CAMPAIGNS
         .iter()
         .filter(|campaign| only.is_none_or(|only| only == campaign.name))
     {
-        if let Err(error) = run(campaign, effort, &runtime) {
-            println!("{:<16} {error}", campaign.name);
-            failed = true;
+        match run(campaign, effort, &runtime) {
+            Ok(n) => n_killed += n,
+            Err(error) => {
+                println!("{:<16} {error}", campaign.name);
+                failed = true;
+            }
         }
     }
+    println!(
+        "{n_killed} victims in {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
     if failed {
         ExitCode::FAILURE
     } else {
@@ -293,44 +349,74 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(campaign: &Campaign, effort: Effort, runtime: &Runtime) -> Result<(), String> {
+/// An instruction of the program.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    /// How many system calls come before it.
+    calls: u64,
+    place: u64,
+    /// How many times it has come since the last of them, with this one.
+    nth: u64,
+}
+
+fn run(campaign: &Campaign, effort: Effort, runtime: &Runtime) -> Result<usize, String> {
     let begun = Instant::now();
+    let has_time = || begun.elapsed() < effort.time;
     let mut verdicts = Vec::new();
-    let mut at = 0;
+    let mut points = Vec::new();
+    let mut n_calls = 0;
     let mut is_over = false;
-    while !is_over && begun.elapsed() < effort.time {
-        let verdict;
-        (verdict, is_over) = point(campaign, at, runtime)
-            .map_err(|error| format!("at instruction {at}: {error}"))?;
-        verdicts.push(verdict);
-        at += effort.stride;
+    while !is_over && has_time() {
+        let mut found = Vec::new();
+        let verdict = kill(campaign, runtime, |victim| {
+            let goes_on = |n_found| n_found < effort.steps && has_time();
+            is_over = !victim.explore(n_calls, &mut found, goes_on);
+        });
+        verdicts.push(verdict.map_err(|error| format!("behind call {n_calls}: {error}"))?);
+        points.extend(found);
+        n_calls += 1;
+    }
+    let n_points = points.len();
+    let mut n_strayed = 0;
+    for point in points.into_iter().step_by(effort.stride) {
+        if !has_time() {
+            is_over = false;
+            break;
+        }
+        let verdict = kill(campaign, runtime, |victim| {
+            n_strayed += usize::from(!victim.advance(point));
+        });
+        verdicts.push(verdict.map_err(|error| format!("at {point:x?}: {error}"))?);
     }
     let count = |what| verdicts.iter().filter(|verdict| **verdict == what).count();
     println!(
-        "{:<16} {:>7} {:>7} {:>7} {:>7} {:>8.1}{}",
+        "{:<16} {:>6} {:>7} {:>7} {:>8} {:>7} {:>7} {:>7} {:>8.1}{}",
         campaign.name,
+        n_calls,
+        n_points,
         verdicts.len(),
+        n_strayed,
         count("closed"),
         count("torn"),
         count("whole"),
         begun.elapsed().as_secs_f64(),
         if is_over { "" } else { " (out of time)" },
     );
-    Ok(())
+    Ok(verdicts.len())
 }
 
-/// Kills a victim at its instruction `at`; tells the verdict, and whether it was through before.
-fn point(campaign: &Campaign, at: u64, runtime: &Runtime) -> Result<(&'static str, bool), String> {
+/// Has a victim go somewhere and kills it there; tells the verdict.
+fn kill(campaign: &Campaign, runtime: &Runtime, go: impl FnOnce(&mut Victim)) -> Verdict {
     let (act, here) = (campaign.begin)().map_err(|error| error.to_string())?;
     let mut victim = Victim::start(runtime, act).map_err(|error| error.to_string())?;
     let (tell, told) = mpsc::channel();
     let judge = thread::spawn(move || _ = tell.send(here()));
-    let is_over = !victim.advance(at);
+    go(&mut victim);
     victim.kill();
     let verdict = told.recv_timeout(PATIENCE);
     let verdict = verdict.map_err(|_| "somebody waits for ever".to_owned())??;
     judge.join().map_err(|_| "a panic".to_owned())?;
-    Ok((verdict, is_over))
+    Ok(verdict)
 }
 
 /// A process that performs one act, instruction by instruction.
@@ -347,12 +433,17 @@ impl Victim {
         let (read_go, mut go) = io::pipe()?;
         let (mut report, write_report) = io::pipe()?;
         let argument = (act, Fd(read_go), Fd(write_report));
-        let process = runtime.block_on(Process::start(suffer, argument));
+        let builder = Process::builder().start_method(StartMethod::FORK_SERVER);
+        let process = runtime.block_on(builder.start(suffer, argument));
         let process = process.map_err(io::Error::other)?;
         let mut tid = [0; 4];
         report.read_exact(&mut tid)?;
         let thread = Traced::seize(process.pid(), i32::from_le_bytes(tid))?;
         go.write_all(&[0])?;
+        // Behind the call that takes the order, in which it may have been interrupted or not.
+        if !thread.pass_call() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(Self {
             process,
             thread: Some(thread),
@@ -361,23 +452,37 @@ impl Victim {
         })
     }
 
-    /// Goes on by `n` instructions of our own code. False when the act is over before.
-    fn advance(&mut self, n: u64) -> bool {
-        let Some(thread) = &self.thread else {
+    /// Goes on past so many system calls. False when the act is over before.
+    fn pass(&self, calls: u64) -> bool {
+        let passes = |thread: &Traced| thread.pass_call() && !has_reported(&self.report);
+        let mut thread = self.thread.iter();
+        thread.any(|thread| (0..calls).all(|_| passes(thread)))
+    }
+
+    /// Goes through all instructions behind a system call, which it lists. False when the act is over
+    /// before.
+    fn explore(&self, calls: u64, found: &mut Vec<Point>, goes_on: impl Fn(usize) -> bool) -> bool {
+        if !self.pass(calls) {
             return false;
-        };
-        let mut left = n;
-        while left > 0 {
-            if thread.step() != trace::Step::Done {
-                return false;
-            }
-            if thread.is_in_own_code() {
-                left -= 1;
-            } else if has_reported(&self.report) {
-                return false;
+        }
+        let mut times = HashMap::new();
+        if let Some(thread) = &self.thread {
+            while goes_on(found.len()) && thread.walk() == Walk::OwnCode {
+                let place = thread.place();
+                let nth = *times
+                    .entry(place)
+                    .and_modify(|times| *times += 1)
+                    .or_insert(1);
+                found.push(Point { calls, place, nth });
             }
         }
         true
+    }
+
+    /// Goes on to an instruction. False when it takes another way.
+    fn advance(&self, point: Point) -> bool {
+        let goes = |thread: &Traced| thread.run_to(point.place, point.nth) == Walk::OwnCode;
+        self.pass(point.calls) && self.thread.as_ref().is_some_and(goes)
     }
 
     fn kill(&mut self) {

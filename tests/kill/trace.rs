@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// A thread that stands still between two instructions.
 pub(crate) struct Traced {
-    tid: i32,
+    pub(crate) tid: i32,
     /// What the kernel says about the thread.
     stat: String,
     /// The process' memory, and where in it what it shares lies.
@@ -156,9 +156,11 @@ impl Traced {
 
     /// Whether the next instruction is one of the program, not of the C library or the kernel's page.
     pub(crate) fn is_in_own_code(&self) -> bool {
-        let Ok(place) = self.instruction() else {
-            return false;
-        };
+        self.instruction().is_ok_and(|place| self.is_own(place))
+    }
+
+    /// Whether the program's own code lies there.
+    pub(crate) fn is_own(&self, place: u64) -> bool {
         self.code.iter().any(|code| code.contains(&place))
     }
 
@@ -232,8 +234,9 @@ impl Traced {
         self.registers().map(|registers| registers.rip)
     }
 
+    /// What the thread's registers hold.
     #[cfg(target_arch = "x86_64")]
-    fn registers(&self) -> io::Result<libc::user_regs_struct> {
+    pub(crate) fn registers(&self) -> io::Result<libc::user_regs_struct> {
         // SAFETY: plain numbers, for which zeros are a value.
         let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
         let place = (&raw mut registers).cast::<libc::c_void>();
@@ -254,7 +257,7 @@ impl Traced {
 
     /// Whether it stands still; false when it has ended, and nothing when it runs and `options` say
     /// not to wait.
-    fn has_stopped(&self, options: i32) -> Option<bool> {
+    pub(crate) fn has_stopped(&self, options: i32) -> Option<bool> {
         let mut status = 0;
         // SAFETY: the kernel writes one number to `status`.
         let done = unsafe { libc::waitpid(self.tid, &raw mut status, options | libc::__WALL) };
@@ -279,7 +282,8 @@ pub(crate) fn own_tid() -> i32 {
     unsafe { libc::gettid() }
 }
 
-fn request(what: libc::c_uint, tid: i32) -> io::Result<()> {
+/// Asks for something that takes no further argument.
+pub(crate) fn request(what: libc::c_uint, tid: i32) -> io::Result<()> {
     let nothing = ptr::null_mut::<libc::c_void>();
     // SAFETY: these requests neither read nor write through the two last arguments.
     let done = unsafe { libc::ptrace(what, tid, nothing, nothing) };
