@@ -28,6 +28,14 @@ mod queue_suite;
 #[path = "it/process/suite.rs"]
 mod suite;
 
+/// Where the suites of pipes look for it.
+mod process {
+    pub(crate) use crate::suite;
+}
+
+#[path = "it/pipe/between.rs"]
+mod between;
+
 use crate::suite::{By, sleep};
 
 /// Names the case that a process is for.
@@ -36,10 +44,12 @@ const CASE: &str = "FORK_CASE";
 type Case = (&'static str, fn());
 
 macro_rules! cases {
-    (every way: $($shared:ident)* ; queues: $($queue:ident)* ; fork: $($own:ident)*) => {
+    (every way: $($shared:ident)* ; queues: $($queue:ident)* ; pipes: $($between:ident)* ;
+     fork: $($own:ident)*) => {
         const CASES: &[Case] = &[
             $((stringify!($shared), || block_on(suite::$shared(By::Fork))),)*
             $((stringify!($queue), || on_a_runtime(queue_suite::$queue(By::Fork))),)*
+            $((stringify!($between), || block_on(between::$between(By::Fork))),)*
             $((stringify!($own), $own),)*
         ];
     };
@@ -110,6 +120,13 @@ cases! {
         a_stopped_consumer_stops_nobody_else
         a_stopped_producer_stops_nobody_else
         many_producers_and_consumers_lose_and_double_nothing
+    ;
+    pipes:
+        messages_of_every_length_go_there_and_back
+        the_end_of_a_child_is_the_end_of_its_pipe
+        a_child_that_is_killed_leaves_whole_messages_in_order
+        an_end_in_a_message_works_where_it_arrives_and_comes_back
+        files_travel_in_messages_in_any_number
     ;
     fork:
         a_closure_captures_what_cannot_be_sent

@@ -1,16 +1,56 @@
 //! Pipes: whole messages, in order, whatever happens to those who send and receive them.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, SinkExt, StreamExt};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use serde::{Deserialize, Serialize};
 use tokio_multiprocess::pipe::{self, DEFAULT_LIMIT};
 use tokio_multiprocess::{AsyncPipe, RecvError, SendFailure, TryRecvError};
 
+use crate::alone::alone;
+use crate::process::suite::By;
 use crate::soon;
+
+mod between;
+
+macro_rules! by_both_safe_ways {
+    ($($test:ident)*) => {
+        mod spawn {
+            $(#[tokio::test]
+            async fn $test() {
+                super::without_a_runtime(super::between::$test(super::By::Spawn)).await;
+            })*
+        }
+
+        mod fork_server {
+            $(#[tokio::test]
+            async fn $test() {
+                super::without_a_runtime(super::between::$test(super::By::ForkServer)).await;
+            })*
+        }
+    };
+}
+
+by_both_safe_ways! {
+    messages_of_every_length_go_there_and_back
+    the_end_of_a_child_is_the_end_of_its_pipe
+    what_a_parent_has_sent_before_it_closed_its_end_arrives
+    a_child_that_is_killed_leaves_whole_messages_in_order
+    an_end_in_a_message_works_where_it_arrives_and_comes_back
+    files_travel_in_messages_in_any_number
+}
+
+/// On a thread that may block.
+async fn without_a_runtime(test: impl Future<Output = ()> + Send + 'static) {
+    let blocking = tokio::task::spawn_blocking(|| futures::executor::block_on(test));
+    soon(blocking).await.unwrap();
+}
 
 #[tokio::test]
 async fn a_message_arrives_as_it_was() {
@@ -316,7 +356,7 @@ fn an_end_works_in_every_runtime_and_after_one_was_dropped() {
 fn a_receiver_in_one_runtime_and_a_sender_in_another_share_an_end() {
     let (here, there) = AsyncPipe::<u32, u32>::pair().unwrap();
     let (here, echo) = (Arc::new(here), Arc::new(there));
-    let run = |future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+    let run = |future: Pin<Box<dyn Future<Output = ()> + Send>>| {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = { runtime }.enable_all().build().unwrap();
@@ -421,6 +461,135 @@ async fn concurrent_receivers_share_the_messages() {
     }
     all.sort_unstable();
     assert!(all.into_iter().eq(0..10_000));
+}
+
+/// A gigabyte by hand: `HUGE=1073741824`.
+fn huge_length() -> usize {
+    let len = std::env::var("HUGE");
+    len.map_or(256 << 20, |len| len.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_huge_message_arrives_whole_where_the_limit_allows_it() {
+    const PART: usize = 1 << 20;
+    /// A part that no other is like.
+    fn part(number: usize) -> Vec<u8> {
+        let mut part = vec![number as u8; PART];
+        part[..8].copy_from_slice(&number.to_le_bytes());
+        part
+    }
+    let len = huge_length();
+    let (tx, rx) = pipe::one_way::<()>().unwrap();
+    tx.set_limit(len);
+    rx.set_limit(len);
+    let sender = tokio::spawn(async move {
+        let mut bytes = Vec::with_capacity(len + PART);
+        (0..len.div_ceil(PART)).for_each(|number| bytes.extend(part(number)));
+        bytes.resize(len + 1, 0);
+        let refused = tx.send_bytes(&bytes).await;
+        assert!(matches!(refused, Err(SendFailure::TooLong { .. })));
+        tx.send_bytes(&bytes[..len]).await.unwrap();
+        tx.send_bytes(b"next").await.unwrap();
+    });
+
+    let bytes = soon(rx.recv_bytes()).await.unwrap();
+    assert_eq!(bytes.len(), len);
+    for (number, received) in bytes.chunks(PART).enumerate() {
+        assert!(received == &part(number)[..received.len()], "{number}");
+    }
+    drop(bytes);
+    assert_eq!(soon(rx.recv_bytes()).await.unwrap(), "next");
+    soon(sender).await.unwrap();
+}
+
+#[test]
+fn signals_interrupt_neither_who_sends_nor_who_receives() {
+    static N_SIGNALS: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn count(_: i32) {
+        N_SIGNALS.fetch_add(1, Relaxed);
+    }
+    /// Sends messages of all sizes, some long after the other end began to wait.
+    fn message(number: usize) -> Vec<u8> {
+        if number.is_multiple_of(10) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        vec![number as u8; [10, 5000, 3 << 20][number % 3]]
+    }
+    const N_MESSAGES: usize = 60;
+    fn is_right(number: usize, bytes: &[u8]) -> bool {
+        bytes.len() == [10, 5000, 3 << 20][number % 3]
+            && bytes.iter().step_by(4001).all(|byte| *byte == number as u8)
+    }
+    alone(async || {
+        // Without SA_RESTART: what is interrupted says so.
+        let action = SigAction::new(
+            SigHandler::Handler(count),
+            SaFlags::empty(),
+            SigSet::empty(),
+        );
+        #[expect(unsafe_code, reason = "the handler adds to a number")]
+        // SAFETY: adding to an atomic is allowed in a handler.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+        let mut masked = SigSet::empty();
+        masked.add(Signal::SIGUSR1);
+        masked.thread_block().unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&is_over);
+        // This thread and the storm's do not take the signal, so those that send and receive do.
+        let storm = std::thread::spawn(move || {
+            while !until.load(Relaxed) {
+                nix::sys::signal::kill(nix::unistd::Pid::this(), Signal::SIGUSR1).unwrap();
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        });
+        let unmasked = move |work: Box<dyn FnOnce() + Send>| {
+            std::thread::spawn(move || {
+                masked.thread_unblock().unwrap();
+                work();
+            })
+        };
+        let run = |future: Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            { runtime }.enable_all().build().unwrap().block_on(future);
+        };
+
+        let (tx, rx) = pipe::one_way::<()>().unwrap();
+        let (late_tx, late_rx) = pipe::one_way::<()>().unwrap();
+        let threads = [
+            unmasked(Box::new(move || {
+                for number in 0..N_MESSAGES {
+                    tx.blocking_send_bytes(&message(number)).unwrap();
+                }
+            })),
+            unmasked(Box::new(move || {
+                for number in 0..N_MESSAGES {
+                    assert!(is_right(number, &rx.blocking_recv_bytes().unwrap()));
+                }
+                assert!(matches!(rx.blocking_recv_bytes(), Err(RecvError::Closed)));
+            })),
+            unmasked(Box::new(move || {
+                run(Box::pin(async move {
+                    for number in 0..N_MESSAGES {
+                        late_tx.send_bytes(&message(number)).await.unwrap();
+                    }
+                }));
+            })),
+            unmasked(Box::new(move || {
+                run(Box::pin(async move {
+                    for number in 0..N_MESSAGES {
+                        assert!(is_right(number, &late_rx.recv_bytes().await.unwrap()));
+                    }
+                    assert!(matches!(late_rx.recv_bytes().await, Err(RecvError::Closed)));
+                }));
+            })),
+        ];
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        is_over.store(true, Relaxed);
+        storm.join().unwrap();
+        assert!(N_SIGNALS.load(Relaxed) > 50);
+    });
 }
 
 /// How many sending futures the storm drops. A longer one: `STORM=100000`.

@@ -32,6 +32,7 @@ by_both_safe_ways! {
     large_arguments_and_results_arrive_unchanged
     what_is_longer_than_allowed_is_an_error_of_its_own
     files_travel_in_arguments_and_results
+    ends_of_pipes_travel_in_arguments_and_results
     a_tasks_own_error_is_data
     a_panic_tells_what_and_where_and_its_worker_lives_on
     what_cannot_travel_is_an_error_of_its_task_alone

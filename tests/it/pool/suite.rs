@@ -15,8 +15,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio_multiprocess::fd::Fd;
+use tokio_multiprocess::pipe::{self, PipeReceiver, PipeSender};
 use tokio_multiprocess::pool::{PoolBuilder, PoolError, Task, WorkerState};
-use tokio_multiprocess::{ExitStatus, Pool, StartError, StartMethod, TaskError, current_process};
+use tokio_multiprocess::{
+    ExitStatus, Pool, RecvError, StartError, StartMethod, TaskError, current_process,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::soon;
@@ -251,6 +254,32 @@ pub(crate) async fn what_is_longer_than_allowed_is_an_error_of_its_own(by: By) {
     let fits = soon(pool.apply(|len: usize| vec![0_u8; len], 900)).await;
     assert_eq!(fits.unwrap().len(), 900);
     assert_eq!(soon(pool.apply(pid, ())).await, Ok(worker));
+
+    soon(pool.close()).await.unwrap();
+}
+
+pub(crate) async fn ends_of_pipes_travel_in_arguments_and_results(by: By) {
+    type Ends = (PipeReceiver<u64>, PipeSender<u64>);
+    async fn pass_on((rx, tx): Ends) -> Ends {
+        let number = rx.recv().await.unwrap();
+        tx.send(number + 1).await.unwrap();
+        (rx, tx)
+    }
+    let pool = by.pool(2).await;
+    let (to_task, rx) = pipe::one_way().unwrap();
+    let (tx, from_task) = pipe::one_way().unwrap();
+    let mut ends = (rx, tx);
+
+    for number in 0..10 {
+        to_task.send(number).await.unwrap();
+        ends = soon(pool.apply(pass_on, ends)).await.unwrap();
+        assert_eq!(soon(from_task.recv()).await.unwrap(), number + 1);
+    }
+    drop(ends);
+    assert!(matches!(
+        soon(from_task.recv()).await,
+        Err(RecvError::Closed)
+    ));
 
     soon(pool.close()).await.unwrap();
 }
