@@ -246,7 +246,14 @@ fn a_pipe_that_the_parent_awaits_still_wakes_it_after_the_child_has_used_its_cop
 
 fn a_process_with_other_threads_is_refused() {
     let thread = std::thread::Builder::new().name("beside".to_owned());
-    thread.spawn(|| sleep(())).unwrap();
+    // It gives itself its name before it runs this.
+    let (tell, told) = std::sync::mpsc::channel();
+    let run = move || {
+        tell.send(()).unwrap();
+        sleep(());
+    };
+    thread.spawn(run).unwrap();
+    told.recv().unwrap();
     match fork(|| ()) {
         Err(StartError::MultiThreaded { threads }) => assert_eq!(threads, ["beside"]),
         other => panic!("{other:?}"),
