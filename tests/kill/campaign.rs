@@ -155,15 +155,18 @@ pub(crate) fn run(campaign: &Campaign, effort: Effort) -> io::Result<Figures> {
             route.ends_before(at);
             continue;
         }
-        figures.points += if in_pairs { fate.instructions } else { 1 };
         let changes = if in_pairs { fate.changes } else { 0 };
-        for changes in 0..changes {
-            if start.elapsed() >= effort.time || !figures.stuck.is_empty() {
-                break;
-            }
-            let changes = Some(changes);
+        let mut done = 0;
+        while done < changes && start.elapsed() < effort.time && figures.stuck.is_empty() {
+            let changes = Some(done);
             theatre.point(Place { at, changes }, &mut figures)?;
+            done += 1;
         }
+        // What lies between two changes counts only when all of them were visited.
+        figures.points += match done == changes {
+            true if in_pairs => fate.instructions,
+            _ => done + 1,
+        };
         // Whoever is stuck stays so.
         if !figures.stuck.is_empty() {
             break;

@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     stay_on_one_processor();
     let (stride, seconds) = match () {
         () if wants("--full") => (1, 600),
-        () if wants("--mutant") => (1, 60),
+        () if wants("--mutant") => (1, 30),
         () => (61, 1),
     };
     let effort = Effort {
