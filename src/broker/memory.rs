@@ -143,7 +143,7 @@ impl Memory for Shared<'_> {
 
 #[cfg(mutants)]
 impl Rule {
-    const ALL: [Self; 57] = [
+    const ALL: [Self; 56] = [
         Self::TakeRespectsDue,
         Self::GiveRespectsDue,
         Self::GivePokes,
@@ -175,7 +175,6 @@ impl Rule {
         Self::BarrierResetReleases,
         Self::ParkLooksAgain,
         Self::GiveWakesSleeper,
-        Self::DeathClearsSleeper,
         Self::VigilPassesOn,
         Self::VigilDeathPassesOn,
         Self::EventSetRings,
@@ -281,8 +280,6 @@ pub(crate) enum Rule {
     ParkLooksAgain,
     /// Who frees a permit wakes the sleeper.
     GiveWakesSleeper,
-    /// A dead sleeper's place is free for the next.
-    DeathClearsSleeper,
     /// A notified waiter that gives up passes the notification on.
     VigilPassesOn,
     /// A notified waiter that dies passes the notification on.

@@ -512,8 +512,7 @@ impl Broker {
         };
         let region = object.mapped.region();
         let words = Shared(region);
-        let stays = park::parked(region) == Some(dead) && words.breaks(Rule::DeathClearsSleeper);
-        if !stays && let Some(client) = park::take_out(region) {
+        if let Some(client) = park::take_out(region) {
             self.ring_client(inode, client);
         }
         if layout::kind_of(region).ok() != Some(Kind::Lock) {
@@ -524,10 +523,14 @@ impl Broker {
             region,
             dead,
             held,
-            |condition| match vigil::notify_one(region, condition) {
-                _ if words.breaks(Rule::VigilDeathPassesOn) => (),
-                Some(client) => rung.extend(client),
-                None => passed.push(condition),
+            |condition| {
+                if words.breaks(Rule::VigilDeathPassesOn) {
+                    return;
+                }
+                match vigil::notify_one(region, condition) {
+                    Some(client) => rung.extend(client),
+                    None => passed.push(condition),
+                }
             },
             |client| self.ring_client(inode, client),
         );

@@ -419,7 +419,10 @@ impl Theatre<'_> {
                 }
                 self.mend()
             }
-            After::Broken => self.others_go_on().or_else(|| self.mend()),
+            After::Broken => {
+                let left = (!self.breaks()).then_some("a party that left and breaks nothing");
+                left.or_else(|| self.others_go_on()).or_else(|| self.mend())
+            }
         }
     }
 

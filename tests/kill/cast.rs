@@ -160,8 +160,14 @@ impl Stage {
                 }
             }
             Act::CancelBarrier => drop(give_up(self.barrier.wait())),
-            Act::TakeLock => held.lock = Some(self.take_lock()),
-            Act::GiveLock => held.lock = None,
+            Act::TakeLock => {
+                held.lock = Some(self.take_lock());
+                self.enter(LOCK_ROOM, true);
+            }
+            Act::GiveLock => {
+                self.enter(LOCK_ROOM, false);
+                held.lock = None;
+            }
             Act::TakeRLock => held.rlock = Some(self.take_rlock().0),
             Act::GiveRLock => held.rlock = None,
             Act::TakePermit => held.permit = self.semaphore.blocking_acquire().ok(),
@@ -190,6 +196,14 @@ impl Stage {
     fn recover_room(&self, room: usize) {
         self.cells.store(room, 0);
         self.cells.store(room + 2, self.cells.load(room + 1));
+    }
+
+    /// Stays inside for a while, or leaves: nobody else comes in meanwhile.
+    fn enter(&self, room: usize, inside: bool) {
+        let was_inside = self.cells.update(room, |_| inside.into()) != 0;
+        if was_inside == inside {
+            self.cells.update(FAULTS, |n| n + 1);
+        }
     }
 
     fn work_inside(&self, room: usize, recovered: bool) {
@@ -462,8 +476,10 @@ impl Victim {
     /// Comes back when it sleeps in the middle of its act, or is through; it was let go before.
     pub(crate) fn settle(&self, act: Act) {
         let start = Instant::now();
-        // A notification is for those only who wait, and it may sleep for other reasons before.
-        let waits = |within| act == Act::Wait && start.elapsed() < within;
+        // A notification is for those only who wait, and it may sleep for other reasons before; one
+        // that leaves the barrier has to be gone.
+        let matters = matches!(act, Act::Wait | Act::CancelBarrier);
+        let waits = |within| matters && start.elapsed() < within;
         while self.stage.cells.load(DONE) == 0 {
             let is_there = match self.stage.condition.n_waiting() {
                 0 if waits(PATIENCE) => false,

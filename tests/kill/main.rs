@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         time: Duration::from_secs(seconds),
     };
     println!(
-        "{:<34} {:>7} {:>6} {:>6} {:>7} {:>7} {:>8}",
+        "{:<38} {:>7} {:>6} {:>6} {:>7} {:>7} {:>8}",
         "at each instruction of", "points", "runs", "stuck", "faults", "leaked", "seconds"
     );
     let mut failed = false;
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
                 points += figures.points;
                 runs += figures.runs;
                 println!(
-                    "{:<34} {:>7} {:>6} {:>6} {:>7} {:>7} {:>8.1}{}",
+                    "{:<38} {:>7} {:>6} {:>6} {:>7} {:>7} {:>8.1}{}",
                     campaign.name,
                     figures.points,
                     figures.runs,
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
                 }
             }
             Err(error) => {
-                println!("{:<34} {error}", campaign.name);
+                println!("{:<38} {error}", campaign.name);
                 failed = true;
             }
         }
@@ -101,7 +101,7 @@ fn main() -> ExitCode {
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    println!("{:<34} {points:>7} {runs:>6} {seconds:>32.1}", "all");
+    println!("{:<38} {points:>7} {runs:>6} {seconds:>32.1}", "all");
     if failed {
         ExitCode::FAILURE
     } else {
@@ -149,7 +149,7 @@ fn mutants() -> ExitCode {
         n_missed += usize::from(!found);
         let verdict = if found { "found" } else { "MISSED" };
         let seconds = start.elapsed().as_secs_f64();
-        println!("{rule:<20} by {campaign:<34} {verdict:<6} {seconds:>6.1} s");
+        println!("{rule:<20} by {campaign:<38} {verdict:<6} {seconds:>6.1} s");
     }
     println!("{n_missed} of {} missed", RULES.len());
     if n_missed == 0 {
