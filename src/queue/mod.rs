@@ -46,7 +46,12 @@ use crate::wire::fds;
 /// handle that could put is gone and everything has been got, `get` fails with
 /// [`GetError::Closed`], also when the producers were killed. A whole `AsyncQueue` can put and
 /// get; to give away one ability only, [`split`](Self::split) it. What counts are handles in
-/// processes and handles in messages that nobody has received yet.
+/// processes and handles in messages that nobody has received yet. A child by fork has copies of all
+/// handles that its parent had, used or not, so [`close`](Self::close) a queue whose end such a child
+/// is to find.
+///
+/// An item may have any size that memory allows; large ones are copied into the queue's memory once
+/// and out of it once, and that memory is used again and again.
 ///
 /// # Process death
 ///

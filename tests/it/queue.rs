@@ -97,6 +97,23 @@ async fn an_unbounded_queue_grows() {
     }
 }
 
+async fn count_letters(queue: QueueReceiver<String>) -> (usize, usize) {
+    let text = queue.get().await.unwrap();
+    (text.len(), text.trim_matches('7').len())
+}
+
+#[tokio::test]
+async fn an_item_can_be_as_large_as_the_memory_allows() {
+    const LEN: usize = 256 << 20;
+    let (sender, receiver) = AsyncQueue::bounded(1).unwrap().split();
+    let child = soon(Process::start(count_letters, receiver)).await.unwrap();
+
+    let text = ["x", "7".repeat(LEN - 2).as_str(), "x"].concat();
+    soon(sender.put(text)).await.unwrap();
+
+    assert_eq!(soon(child.join()).await.unwrap(), (LEN, LEN));
+}
+
 #[tokio::test]
 async fn an_item_that_cannot_be_encoded_comes_back_and_takes_no_room() {
     struct Refuses;

@@ -115,9 +115,9 @@ pub(crate) const CONTENDERS: &[(&str, Contender)] = &[
         Here(|| queue::round_trip(Anywhere)),
     ),
     ("queue, 64 B", Here(queue::small)),
-    ("queue, 1 KiB", Here(|| queue::bytes(1024))),
-    ("queue, 64 KiB", Here(|| us(queue::bytes(K64)))),
-    ("queue, 1 MiB", Here(|| us(queue::bytes(M1)))),
+    ("queue, 1 KiB", Here(|| queue::text(1024))),
+    ("queue, 64 KiB", Here(|| us(queue::text(K64)))),
+    ("queue, 1 MiB", Here(|| us(queue::text(M1)))),
     ("python: Queue", Python("queue_round_trip Queue one_core")),
     (
         "python: Queue, two cores",

@@ -1,12 +1,16 @@
 //! This library's queue: a child by the default method puts, this process gets.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use tokio_multiprocess::{AsyncQueue, Process, QueueReceiver, QueueSender};
 
 use crate::harness::{median_us_async, per_op_ns, runtime};
-use crate::message::{Large, Small, count, large};
+use crate::message::{Small, count};
 use crate::rival::Place;
+
+/// A large message, of which who puts it keeps its own, as all the others do.
+type Text = Cow<'static, str>;
 
 /// How many messages may wait: as many as iceoryx2 keeps here, and fewer large ones.
 const CAPACITY: usize = 64;
@@ -48,8 +52,8 @@ pub(crate) fn small() -> f64 {
     })
 }
 
-/// Nanoseconds a typed message of bytes, one way.
-pub(crate) fn bytes(len: usize) -> f64 {
+/// Nanoseconds a typed message of text, one way.
+pub(crate) fn text(len: usize) -> f64 {
     let n = count(len);
     runtime().block_on(async {
         let capacity = if len > 1 << 16 {
@@ -57,10 +61,12 @@ pub(crate) fn bytes(len: usize) -> f64 {
         } else {
             CAPACITY
         };
-        let (sender, receiver) = AsyncQueue::bounded(capacity).expect("a queue").split();
+        let (sender, receiver) = AsyncQueue::<Text>::bounded(capacity)
+            .expect("a queue")
+            .split();
         let rival = Process::builder().kill_on_drop(true);
         let _rival = rival
-            .start(put_bytes, (sender, len, n))
+            .start(put_text, (sender, len, n))
             .await
             .expect("a process");
         receiver.get().await.expect("a peer");
@@ -84,9 +90,9 @@ async fn put((sender, n): (QueueSender<Small>, u64)) {
     }
 }
 
-async fn put_bytes((sender, len, n): (QueueSender<Large>, usize, usize)) {
-    let message = large(len);
+async fn put_text((sender, len, n): (QueueSender<Text>, usize, usize)) {
+    let message: &str = "7".repeat(len).leak();
     for _ in 0..=n {
-        sender.put(message.clone()).await.expect("a peer");
+        sender.put(message.into()).await.expect("a peer");
     }
 }

@@ -69,6 +69,10 @@ impl Arena {
             const { NonZeroUsize::new(BLOCK_LEN).unwrap() },
         )?;
         let near = Region::map_part(&file, 0, const { NonZeroUsize::new(NEAR_LEN).unwrap() })?;
+        if cfg!(mutants) {
+            // Which rule is broken is found out here, and not in the middle of what is looked at.
+            let _ = Shared(&near).breaks(Rule::QueuePatrols);
+        }
         Ok(Self {
             near,
             file,

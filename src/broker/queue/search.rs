@@ -14,8 +14,10 @@
 //!   after a patrol;
 //! - what was put is got, or still there; slots and blocks of nobody are free.
 //!
-//! Rules of the queue in [`Rule`] are broken here, to see the search fail. Two are not, as it would take
-//! more than a minute: `QueueFullMovesHead` and `QueueTakerWakesNext`.
+//! Rules of the queue in [`Rule`] are broken here, to see the search fail. Two are not:
+//! `QueueFullMovesHead`, which would take more than a minute and is broken in tests/kill_queue.rs, and
+//! `QueueTakerWakesNext`, which nobody has missed so far: whoever was woken and takes an item passes
+//! the wake-up on in any case.
 
 use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
