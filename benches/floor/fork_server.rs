@@ -6,16 +6,21 @@
 //! process group, watches the control socket on its main thread, and runs the user's code on a
 //! thread of its own that answers through the control socket.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{OwnedFd, RawFd};
 use std::thread;
 
 use super::kernel::{
-    self, clone_as_sibling, die_with_parent, epoll_of, epoll_wait, fork, lead_group, pipe, read,
-    read_exact, reap, reap_pidfd, receive_fd, send_fd, socket_pair, write_all,
+    self, clone_as_sibling, close_from, die_with_parent, epoll_of, epoll_wait, fork, lead_group,
+    pipe, put, read, read_exact, reap, reap_pidfd, receive_fd, receive_fds, send_fd, send_fds,
+    set_name, socket_pair, write_all,
 };
 use crate::harness::median_us;
 
 const SAMPLES: usize = 300;
+
+/// What a child says first.
+const STARTED: u64 = 7;
 
 /// Start, eight bytes back, reap.
 pub(crate) fn bare() -> f64 {
@@ -41,13 +46,19 @@ pub(crate) fn with_duties() -> f64 {
 pub(crate) fn with_duties_beside(grow: impl FnOnce()) -> f64 {
     let (socket, server) = start(dutiful_child);
     grow();
+    let null = || OwnedFd::from(File::open("/dev/null").expect("/dev/null"));
+    let (stdin, stdout) = (null(), null());
     let mut answer = [0; 8];
     let figure = median_us(SAMPLES, || {
         let (control, childs) = socket_pair(libc::SOCK_STREAM);
-        write_all(&control, &41_u64.to_ne_bytes());
+        let (_from_stderr, stderr) = pipe();
+        send_fds(&control, &41_u64.to_ne_bytes(), &[&stdin, &stdout, &stderr]);
+        drop(stderr);
         send_fd(&socket, &childs);
         drop(childs);
         let pidfd = receive_fd(&socket).expect("a child");
+        read_exact(&control, &mut answer);
+        assert_eq!(u64::from_ne_bytes(answer), STARTED);
         read_exact(&control, &mut answer);
         reap_pidfd(&pidfd);
     });
@@ -80,20 +91,28 @@ fn end(socket: OwnedFd, server: libc::pid_t) {
     reap(server);
 }
 
-fn dutiful_child(control: OwnedFd) {
+fn dutiful_child(socket: OwnedFd) {
+    const CONTROL: RawFd = 3;
     die_with_parent();
     lead_group();
+    put(socket, CONTROL);
+    close_from(CONTROL + 1);
+    let control = kernel::own(CONTROL);
+    let mut argument = [0; 8];
+    let streams = receive_fds(&control, &mut argument).expect("a parent");
+    for (stream, number) in streams.into_iter().zip(0..) {
+        put(stream, number);
+    }
+    set_name(c"child");
+    write_all(&control, &STARTED.to_ne_bytes());
     let (done, finished) = pipe();
     let for_user = control.try_clone().expect("a descriptor");
     let user = thread::Builder::new().name("user".into()).spawn(move || {
-        let mut argument = [0; 8];
-        read_exact(&for_user, &mut argument);
         let answer = u64::from_ne_bytes(argument) + 1;
         write_all(&for_user, &answer.to_ne_bytes());
         drop(finished);
     });
-    // The argument makes the control socket readable too: a hang-up is what is watched for, and
-    // here the end of the user's thread.
+    // The parent's end would be seen here, and is the end of the user's thread.
     let epoll = epoll_of(&[&done]);
     epoll_wait(&epoll);
     read(&done, &mut [0]);

@@ -240,19 +240,28 @@ pub(crate) fn epoll_wait(epoll: &OwnedFd) -> u64 {
 
 /// Sends one byte and one descriptor.
 pub(crate) fn send_fd(socket: &OwnedFd, fd: &OwnedFd) {
-    let fds = [fd.as_raw_fd()];
+    send_fds(socket, &[0], &[fd]);
+}
+
+/// Sends a few bytes and descriptors.
+pub(crate) fn send_fds(socket: &OwnedFd, bytes: &[u8], fds: &[&OwnedFd]) {
+    let fds: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&fds)];
-    let byte = [IoSlice::new(&[0])];
+    let slices = [IoSlice::new(bytes)];
     let flags = MsgFlags::MSG_NOSIGNAL;
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &byte, &rights, flags, None);
-    assert_eq!(sent, Ok(1), "sendmsg");
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &slices, &rights, flags, None);
+    assert_eq!(sent, Ok(bytes.len()), "sendmsg");
 }
 
 /// Receives what [`send_fd`] sent; `None` if the other end is gone.
 pub(crate) fn receive_fd(socket: &OwnedFd) -> Option<OwnedFd> {
-    let mut byte = [0];
-    let mut bytes = [IoSliceMut::new(&mut byte)];
-    let mut room = nix::cmsg_space!(RawFd);
+    receive_fds(socket, &mut [0])?.pop()
+}
+
+/// Receives what [`send_fds`] sent, at most three descriptors; `None` if the other end is gone.
+pub(crate) fn receive_fds(socket: &OwnedFd, into: &mut [u8]) -> Option<Vec<OwnedFd>> {
+    let mut bytes = [IoSliceMut::new(into)];
+    let mut room = nix::cmsg_space!([RawFd; 3]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let received = recvmsg::<()>(socket.as_raw_fd(), &mut bytes, Some(&mut room), flags);
     let received = received.unwrap_or_else(|error| panic!("recvmsg: {error}"));
@@ -260,9 +269,34 @@ pub(crate) fn receive_fd(socket: &OwnedFd) -> Option<OwnedFd> {
         return None;
     }
     match received.cmsgs().ok()?.next()? {
-        ControlMessageOwned::ScmRights(fds) => Some(own(fds[0])),
+        ControlMessageOwned::ScmRights(fds) => Some(fds.into_iter().map(own).collect()),
         other => panic!("{other:?}"),
     }
+}
+
+/// Makes `fd` the descriptor `number`.
+pub(crate) fn put(fd: OwnedFd, number: RawFd) {
+    if fd.as_raw_fd() == number {
+        return std::mem::forget(fd);
+    }
+    // SAFETY: takes two numbers; what `number` was before is nobody's here.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), number) }, "dup2");
+}
+
+/// Closes every descriptor from `first` on.
+pub(crate) fn close_from(first: RawFd) {
+    // SAFETY: takes numbers; the caller's descriptors lie below.
+    let returned = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    assert_eq!(returned, 0, "close_range");
+}
+
+/// Names the calling thread.
+pub(crate) fn set_name(name: &std::ffi::CStr) {
+    // SAFETY: reads a string that lives until the call returns.
+    check(
+        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) },
+        "prctl",
+    );
 }
 
 fn check(returned: libc::c_int, what: &str) -> libc::c_int {
