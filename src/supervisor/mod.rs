@@ -196,15 +196,27 @@ impl Supervisor {
         });
     }
 
-    /// Ends and reaps the child that the helper has entered in a place, if it has, and frees the
-    /// place. For a child for whose pidfd there is no room, or whose helper died before it could
-    /// send that.
+    /// Ends and reaps the child that the helper enters in a place, if it does, and frees the place.
+    /// For a child for whose pidfd there is no room, that misbehaved before it was announced, or
+    /// whose helper died before it could announce it.
     pub(crate) fn bury(&'static self, group: Entry) {
+        /// A helper that has made a child enters it at once; this is a generous at once.
+        const ENTERED_WITHIN: Duration = Duration::from_secs(1);
+        if group.group().is_some() {
+            return self.end_entered(group);
+        }
+        // Were the place free already, the helper could still enter the child over another one's.
+        let later = Instant::now() + ENTERED_WITHIN;
+        self.at(later, Box::new(move || self.end_entered(group)));
+    }
+
+    /// Ends and reaps the child whose number is in a place, if one is, and frees the place.
+    fn end_entered(&'static self, group: Entry) {
         let Some(pid) = group.group() else { return };
         signal::kill_child(pid);
         if pidfd::wait_by_number(pid, Reap::No) == Some(Ended::No) {
             let again = Instant::now() + child::TRACED_PAUSE;
-            return self.at(again, Box::new(move || self.bury(group)));
+            return self.at(again, Box::new(move || self.end_entered(group)));
         }
         // The zombie pins the number, so it can be nobody else's group.
         signal::kill_group(pid);
