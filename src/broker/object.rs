@@ -421,9 +421,7 @@ impl Sleepers for Object {
         if matches!(self.kind, Kind::Lock | Kind::Semaphore) {
             // A bell that is to be rung is rung by the link.
             let me = self.me.load(Relaxed);
-            if park::parked(self.region()) == Some(me) {
-                let _ = park::take_out(self.region());
-            }
+            park::take_out_client(self.region(), me);
             if self.kind == Kind::Lock {
                 vigil::rouse(self.region(), me);
             }

@@ -207,11 +207,6 @@ pub(crate) fn has_sleeper(region: &Region) -> bool {
     word(region).load(SeqCst) != 0
 }
 
-/// Who is parked.
-pub(crate) fn parked(region: &Region) -> Option<u32> {
-    Some(word(region).load(SeqCst) as u32).filter(|client| *client != 0)
-}
-
 /// Takes the sleeper out of the word. A thread is woken; the number of a process whose bell is to be
 /// rung comes back.
 pub(crate) fn take_out(region: &Region) -> Option<u32> {
@@ -226,6 +221,17 @@ pub(crate) fn take_out(region: &Region) -> Option<u32> {
     }
     futex::wake(half(region));
     None
+}
+
+/// Takes this process out of the word, and nobody else: whoever has come instead is to be woken by a
+/// giver. A thread is woken; the bell is left to the caller.
+pub(crate) fn take_out_client(region: &Region, client: u32) {
+    let word = word(region);
+    let seen = word.load(SeqCst);
+    let is_out = seen as u32 == client && word.compare_exchange(seen, 0, SeqCst, Relaxed).is_ok();
+    if is_out && seen & ON_FUTEX != 0 {
+        futex::wake(half(region));
+    }
 }
 
 /// Has the next one who frees a permit ring the process of `client`, if nobody is parked.
@@ -308,10 +314,8 @@ fn patrol() {
         } else if state == before {
             park.expired.store(state, Release);
             let region = object.region();
-            if let Some(me) = parked(region)
-                && object.me() == Ok(me)
-            {
-                let _ = take_out(region);
+            if let Ok(me) = object.me() {
+                take_out_client(region, me);
             }
             object.link().0.bell().ring();
             futex::wake(half(region));

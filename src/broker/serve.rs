@@ -376,8 +376,9 @@ impl Broker {
         }
         known.members.insert(client, id);
         peer.opened.insert(object, (inode, client));
-        if matches!(known.machine, Machine::Queue(_)) {
-            // Somebody may have asked to ring it before we knew it, as requests come by many links.
+        if matches!(known.machine, Machine::Queue(_) | Machine::Gate(_)) {
+            // Somebody may have asked to ring it before we knew it, as requests come by many links:
+            // what it has written into the words is seen at once, and so is it when it sleeps.
             peer.bell.ring();
         }
         Ok(())
@@ -685,5 +686,76 @@ impl Answers for Hand<'_> {
             Some(Wake::Futex) => futex::wake(peer.mailbox.word32(at)),
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::layout::Shape;
+    use crate::sys::eventfd::EventFd;
+
+    /// A client as its broker sees it.
+    struct Client {
+        link: OwnedFd,
+        bell: EventFd,
+    }
+
+    impl Client {
+        fn knock(door: &OwnedFd) -> Self {
+            let (link, theirs) = socket::seqpacket_pair().unwrap();
+            let (_, mailbox) = Region::create(c"mp-mailbox", 4096.try_into().unwrap()).unwrap();
+            let bell = EventFd::new().unwrap();
+            let pidfd = Pidfd::open(std::process::id()).unwrap();
+            let fds = [theirs.as_fd(), mailbox.as_fd(), bell.as_fd(), pidfd.as_fd()];
+            socket::send_with_fds(door, &[io::IoSlice::new(HELLO)], &fds, Wait::Yes).unwrap();
+            Self { link, bell }
+        }
+
+        fn say(&self, says: Says, fds: &[BorrowedFd<'_>]) {
+            let bytes = Message { object: 1, says }.to_bytes();
+            let bytes = [io::IoSlice::new(&bytes)];
+            socket::send_with_fds(&self.link, &bytes, fds, Wait::Yes).unwrap();
+        }
+    }
+
+    fn is_readable(fd: &impl AsFd) -> bool {
+        let epoll = Epoll::new().unwrap();
+        epoll.add(fd, 0, Interest::Read).unwrap();
+        let mut ready = Vec::new();
+        epoll.wait(&mut ready, Some(Duration::ZERO)).unwrap();
+        !ready.is_empty()
+    }
+
+    fn turn(broker: &mut Broker) {
+        while is_readable(broker) {
+            broker.turn();
+        }
+    }
+
+    #[test]
+    fn a_ring_for_a_client_that_is_not_known_yet_is_not_lost() {
+        for shape in [
+            Shape::Lock { data: 0 },
+            Shape::Semaphore {
+                permits: 2,
+                bounded: false,
+            },
+        ] {
+            let (mut broker, door) = Broker::new().unwrap();
+            let (region, file) = Region::create(c"mp-object", shape.len().unwrap()).unwrap();
+            shape.write(&region);
+            let ringer = Client::knock(&door);
+            turn(&mut broker);
+            ringer.say(Says::Open(1), &[file.as_fd()]);
+            ringer.say(Says::Ring(2), &[]);
+            turn(&mut broker);
+
+            let rung = Client::knock(&door);
+            rung.say(Says::Open(2), &[file.as_fd()]);
+            turn(&mut broker);
+
+            assert!(is_readable(&rung.bell), "{shape:?}");
+        }
     }
 }
