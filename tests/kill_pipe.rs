@@ -9,10 +9,11 @@
 //! to the next call. Each of these instructions is then a point at which another victim is killed: it
 //! runs at full speed to the same call and on to the same instruction, which the processor watches.
 //! A victim that takes another way, as the other end was faster or slower, is killed at its next call.
-//! Of a loop that copies a long message piece by piece, the first rounds stand for the others.
 //!
 //! `cargo test --test kill_pipe` takes a sample; `cargo test --release --test kill_pipe -- --full`
-//! takes every instruction; `--only=`, `--stride=` and `--seconds=` (of each operation) take fewer.
+//! takes every instruction; `--only=`, `--stride=`, `--seconds=` (of each operation) and `--visits=`
+//! (of each instruction between two system calls, of which the loop that copies a long message in
+//! pieces has a thousand and more) take fewer.
 
 use std::collections::HashMap;
 use std::env;
@@ -44,9 +45,6 @@ mod walk;
 
 /// How long something may take that must come.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// So many visits of an instruction between two system calls are looked at.
-const VISITS_MAX: u64 = 100;
 
 /// Longer than what a socket holds, so that its sender waits half-way.
 const LONG: usize = 3 << 20;
@@ -288,6 +286,8 @@ struct Effort {
     stride: usize,
     /// Not further than so many behind a system call.
     steps: usize,
+    /// Of one instruction, so many visits between two system calls.
+    visits: u64,
     /// At most so long a campaign.
     time: Duration,
 }
@@ -312,6 +312,7 @@ fn main() -> ExitCode {
     let effort = Effort {
         stride: number("--stride=").unwrap_or(stride),
         steps,
+        visits: number("--visits=").map_or(u64::MAX, |visits| visits as u64),
         time: Duration::from_millis(milliseconds as u64),
     };
     let only = arguments
@@ -377,7 +378,7 @@ fn run(campaign: &Campaign, effort: Effort, runtime: &Runtime) -> Result<usize, 
             is_over = !victim.explore(n_calls, &mut found, goes_on);
         });
         verdicts.push(verdict.map_err(|error| format!("behind call {n_calls}: {error}"))?);
-        points.extend(found.into_iter().filter(|point| point.nth <= VISITS_MAX));
+        points.extend(found.into_iter().filter(|point| point.nth <= effort.visits));
         n_calls += 1;
     }
     let n_points = points.len();

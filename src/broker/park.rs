@@ -223,7 +223,7 @@ pub(crate) fn take_out(region: &Region) -> Option<u32> {
     None
 }
 
-/// Takes this process out of the word, and nobody else: whoever has come instead is to be woken by a
+/// Takes `client` out of the word, and nobody else: whoever has come instead is to be woken by a
 /// giver. A thread is woken; the bell is left to the caller.
 pub(crate) fn take_out_client(region: &Region, client: u32) {
     let word = word(region);
@@ -333,4 +333,24 @@ fn object_patience_is_endless() -> bool {
     return std::env::var_os("TOKIO_MULTIPROCESS_PATIENT").is_some();
     #[cfg(not(mutants))]
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::layout::Shape;
+
+    #[test]
+    fn nobody_takes_another_client_out_for_itself() {
+        let shape = Shape::Lock { data: 0 };
+        let (region, _) = Region::create(c"mp-object", shape.len().unwrap()).unwrap();
+        shape.write(&region);
+        assert!(park_for(&region, 2));
+
+        take_out_client(&region, 1);
+        assert!(has_sleeper(&region));
+
+        take_out_client(&region, 2);
+        assert!(!has_sleeper(&region));
+    }
 }

@@ -377,8 +377,8 @@ impl Broker {
         known.members.insert(client, id);
         peer.opened.insert(object, (inode, client));
         if matches!(known.machine, Machine::Queue(_) | Machine::Gate(_)) {
-            // Somebody may have asked to ring it before we knew it, as requests come by many links:
-            // what it has written into the words is seen at once, and so is it when it sleeps.
+            // Somebody may have asked to ring it before we knew it, as requests come by many links,
+            // while all see at once what it writes into the object's words.
             peer.bell.ring();
         }
         Ok(())
