@@ -30,7 +30,9 @@ use super::{info, panic, start};
 use crate::error::Panic;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{self, Wait};
-use crate::sys::{child_setup, entry_hook, environment, exit, image, overflow, rlimit, signal};
+use crate::sys::{
+    child_setup, cpu, entry_hook, environment, exit, image, overflow, rlimit, signal,
+};
 use crate::wire::frame::{Frame, HEADER_LEN, Header, MORE_FDS};
 use crate::wire::{codec, link};
 
@@ -271,6 +273,7 @@ fn run_main(begin: Begin, child: Child) -> ! {
         (begin.main)(child);
         link::wait_for_leftovers(LEFTOVERS_MAX);
         exit::flush_streams();
+        let _ = cpu::bring_first_thread_here();
         std::process::exit(0)
     };
     let thread = thread::Builder::new()
@@ -304,6 +307,7 @@ pub(super) fn run_forked(
         main(child);
         link::wait_for_leftovers(LEFTOVERS_MAX);
         exit::flush_streams();
+        let _ = cpu::bring_first_thread_here();
         exit::immediately(0)
     };
     let thread = thread::Builder::new()

@@ -310,9 +310,9 @@ impl Child {
         match part {
             Part::Control => {
                 self.write_unsent(supervisor);
-                self.read_control(supervisor, TURN);
+                self.read_control(supervisor, Read::InTurn);
             }
-            Part::Stderr => self.read_stderr(supervisor, Read::WhileThereIsRoom),
+            Part::Stderr => self.read_stderr(supervisor, Read::InTurn),
             Part::Deadline => self.expire(),
             Part::Pidfd => return !self.has_ended(supervisor),
         }
@@ -354,10 +354,15 @@ impl Child {
         }
     }
 
-    /// Reads what the child has sent, about `max` bytes.
-    fn read_control(&mut self, supervisor: &'static Supervisor, max: usize) {
+    /// Reads what the child has sent.
+    fn read_control(&mut self, supervisor: &'static Supervisor, how: Read) {
+        let max = match how {
+            Read::InTurn => TURN,
+            Read::ToTheLast => LAST_TURN,
+        };
         let mut total = 0;
-        while total < max {
+        let mut may_be_more = true;
+        while total < max && may_be_more {
             let Some(control) = &self.control else { return };
             let (buffer, room) = self.splitter.room();
             let mut fds = Vec::new();
@@ -372,7 +377,11 @@ impl Child {
                     return self.violate("its descriptors found no room here".to_owned());
                 }
                 Ok(received) if received.len == 0 => return self.control_ended(),
-                Ok(received) => total += received.len,
+                Ok(received) => {
+                    total += received.len;
+                    // Descriptors end a read, however much follows them.
+                    may_be_more = received.len == room || how == Read::ToTheLast;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => return self.control_ended(),
             }
@@ -472,7 +481,7 @@ impl Child {
         let mut buffer = [0; 16 << 10];
         let mut forward = supervisor.forward();
         while let Some(stderr) = &self.stderr {
-            if how == Read::WhileThereIsRoom && !forward.has_room(self.id) {
+            if how == Read::InTurn && !forward.has_room(self.id) {
                 if !self.stderr_paused {
                     self.stderr_paused = true;
                     let _ = supervisor.epoll.remove(stderr);
@@ -543,7 +552,7 @@ impl Child {
                 return false;
             }
             Some(_) => {
-                self.read_control(supervisor, LAST_TURN);
+                self.read_control(supervisor, Read::ToTheLast);
                 if let (Some(pid), Some(_)) = (self.pid, &self.group) {
                     // The zombie pins the number, so it can be nobody else's group.
                     signal::kill_group(pid);
@@ -551,7 +560,7 @@ impl Child {
                 None
             }
             None => {
-                self.read_control(supervisor, LAST_TURN);
+                self.read_control(supervisor, Read::ToTheLast);
                 Some(pidfd.status_after_reaping())
             }
         };
@@ -592,12 +601,13 @@ fn token(id: u64, part: Part) -> u64 {
     id << Part::BITS | part as u64
 }
 
-/// How to read a child's stderr.
+/// How to read what a child has sent or written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Read {
-    /// Our own stderr may be slow: its writer waits then.
-    WhileThereIsRoom,
-    /// All that is there: it has ended, so that is at most a pipe full.
+    /// What is there now, in moderation: there will be a word if more is to be read. Our own stderr
+    /// may be slow: whoever writes to it waits then.
+    InTurn,
+    /// All that is there: it has ended, so that is at most what a pipe or a socket holds.
     ToTheLast,
 }
 

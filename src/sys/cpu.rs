@@ -2,10 +2,23 @@
 //! whether there are others, see
 //! [sched_setaffinity(2)](https://man7.org/linux/man-pages/man2/sched_setaffinity.2.html).
 
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+
 /// The processor that the thread runs on, or ran on a moment ago.
 #[inline]
 pub(crate) fn current() -> Option<usize> {
-    nix::sched::sched_getcpu().ok()
+    sched_getcpu().ok()
+}
+
+/// Has the process' first thread run on the processor of this thread from now on.
+///
+/// For the thread that is about to end the process: the other, which sleeps, has to be woken in order
+/// to end, and on an idle processor that takes longer than all else.
+pub(crate) fn bring_first_thread_here() -> nix::Result<()> {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu()?)?;
+    sched_setaffinity(Pid::this(), &here)
 }
 
 /// Whether the thread may run on more than one processor.

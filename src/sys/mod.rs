@@ -23,6 +23,7 @@ pub(crate) mod overflow;
 pub(crate) mod pidfd;
 pub(crate) mod pieces;
 pub(crate) mod pipe;
+pub(crate) mod program;
 pub(crate) mod reactor;
 pub(crate) mod rlimit;
 pub(crate) mod sealed;

@@ -63,8 +63,9 @@ fn guard_of_this_thread() -> io::Result<Range<usize>> {
 
 fn use_alternate_stack() -> io::Result<()> {
     let len = libc::SIGSTKSZ.max(16 << 10);
-    // Lives as long as the process: the thread may fault until its very end.
-    let memory: &'static mut [u8] = vec![0; len].leak();
+    // Lives as long as the process: the thread may fault until its very end. Not filled, as pages
+    // that nobody touches cost nothing.
+    let memory: &'static mut Vec<u8> = Box::leak(Box::new(Vec::with_capacity(len)));
     let stack = libc::stack_t {
         ss_sp: memory.as_mut_ptr().cast(),
         ss_flags: 0,

@@ -6,6 +6,7 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
 
 use nix::errno::Errno;
 
@@ -54,7 +55,7 @@ impl Pidfd {
     /// Sends `signal`. A process that has ended already is no error.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
         let fd = self.0.as_raw_fd();
-        let no_info: *const libc::siginfo_t = std::ptr::null();
+        let no_info: *const libc::siginfo_t = ptr::null();
         // SAFETY: takes numbers and a null pointer, which means no info.
         let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, no_info, 0) };
         match Errno::result(result) {
@@ -67,6 +68,22 @@ impl Pidfd {
     /// its status, or if `SIGCHLD` is ignored.
     pub(crate) fn wait(&self, reap: Reap) -> Option<Ended> {
         wait(libc::P_PIDFD, self.0.as_raw_fd().cast_unsigned(), reap)
+    }
+
+    /// Waits for the end of the process, a child of this one that is about to end, and takes its
+    /// status.
+    pub(crate) fn wait_until_reaped(&self) {
+        let options = libc::WEXITED | libc::__WALL;
+        let fd = self.0.as_raw_fd().cast_unsigned();
+        loop {
+            // SAFETY: takes numbers and a null pointer, which means that the status is not wanted.
+            let result = unsafe { libc::waitid(libc::P_PIDFD, fd, ptr::null_mut(), options) };
+            match Errno::result(result) {
+                Err(Errno::EINTR) => (),
+                // Done, or somebody else has done it.
+                _ => return,
+            }
+        }
     }
 
     /// Asks the pidfd itself, which knows the status of a reaped process since Linux 6.15.

@@ -19,7 +19,7 @@ use super::attend::Attendant;
 use super::{Attempt, BEGUN_WITHIN, Launch, Pipes, frames, prepare, send_start, spawn};
 use crate::error::StartError;
 use crate::process::entry;
-use crate::process::inherit::Snapshot;
+use crate::process::inherit::{Snapshot, environment_now};
 use crate::supervisor::{self, Announcement, Birth, Control, End, Entry, Listener, NewChild, Next};
 use crate::sys::pidfd::{self, Pidfd};
 use crate::sys::socket::{self, Wait};
@@ -150,8 +150,8 @@ fn begin(sender: watch::Sender<Option<Answer>>) {
         let list = [supervisor.guardian.file()];
         socket::send_with_fds(&control, &[IoSlice::new(&[0])], &list, Wait::No)?;
         let requests = Arc::new(control.try_clone()?);
-        let child = spawn::command(entry::HELPER).stdin(theirs).spawn()?;
-        let pidfd = Pidfd::open(child.id())?;
+        let program = spawn::program(entry::HELPER, environment_now())?;
+        let (pid, pidfd) = program.start(theirs)?;
         let since = Instant::now();
         let listener = HelperListener {
             sender: sender.clone(),
@@ -160,7 +160,7 @@ fn begin(sender: watch::Sender<Option<Answer>>) {
             since,
         };
         supervisor.adopt(NewChild {
-            birth: Birth::Guardian(child.id(), Arc::new(pidfd)),
+            birth: Birth::Guardian(pid, Arc::new(pidfd)),
             control,
             unsent: Bytes::new(),
             splitter: Splitter::new(64 << 10),

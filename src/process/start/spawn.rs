@@ -1,11 +1,10 @@
 //! Spawn: the program's own file is executed again.
 //!
-//! By std's fast path, `posix_spawn`, which costs the same whatever this process' size; a
-//! `pre_exec` hook would make std fork. It runs on the supervisor's thread, which never ends, since
-//! the child asks to be killed when the thread that created it does.
+//! It runs on the supervisor's thread, which never ends, since the child asks to be killed when the
+//! thread that created it does.
 
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::ffi::OsString;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use crate::error::StartError;
 use crate::process::entry;
 use crate::supervisor::{self, Birth, NewChild};
 use crate::sys::image::EXECUTABLE;
-use crate::sys::pidfd::Pidfd;
+use crate::sys::program::Program;
 use crate::wire::frame::Splitter;
 
 pub(super) fn start(
@@ -28,36 +27,25 @@ pub(super) fn start(
     let mut prepared = prepare(launch, pipes)?;
     let unsent = send_start(launch, &mut prepared)?;
     let frame_limit = launch.frame_limit;
-    let mut command = command(entry::CHILD);
-    let environment = &launch.attributes.environment;
-    if !environment.is_empty() {
-        command
-            .env_clear()
-            .envs(environment.apply())
-            .env(entry::MARKER, entry::CHILD);
-    }
+    let program = program(entry::CHILD, launch.attributes.environment.apply())
+        .map_err(StartError::os("execute the program again"))?;
     supervisor.post(move || {
         forkserver::guard_first();
-        make(command, prepared, unsent, frame_limit, attendant);
+        make(&program, prepared, unsent, frame_limit, attendant);
     });
     Ok(())
 }
 
-/// The command that runs this program again, as a child of the given kind.
-pub(super) fn command(kind: &str) -> Command {
-    let mut command = Command::new(EXECUTABLE);
-    let mut arguments = std::env::args_os();
-    if let Some(name) = arguments.next() {
-        command.arg0(name);
-    }
-    command
-        .args(arguments)
-        .env(entry::MARKER, kind)
-        .process_group(0);
-    command
+/// This program, to be run again as a child of the given kind.
+pub(super) fn program(
+    kind: &str,
+    mut environment: Vec<(OsString, OsString)>,
+) -> io::Result<Program> {
+    environment.push((entry::MARKER.into(), kind.into()));
+    Program::new(EXECUTABLE, std::env::args_os(), environment)
 }
 
-fn make(mut command: Command, prepared: Prepared, unsent: Bytes, limit: u32, attendant: Attendant) {
+fn make(program: &Program, prepared: Prepared, unsent: Bytes, limit: u32, attendant: Attendant) {
     let Prepared {
         control,
         theirs,
@@ -71,17 +59,11 @@ fn make(mut command: Command, prepared: Prepared, unsent: Bytes, limit: u32, att
         Ok(group) => group,
         Err(error) => return attendant.fail(StartError::os("note a process group")(error)),
     };
-    let child = match command.stdin(Stdio::from(theirs)).spawn() {
+    let (pid, pidfd) = match program.start(&theirs) {
         Ok(child) => child,
         Err(error) => return attendant.fail(StartError::os("execute the program again")(error)),
     };
-    let pid = child.id();
-    // The number cannot have been given to another process yet: nobody but this thread reaps our
-    // children, unless the application waits for all of its own, which leaves microseconds.
-    let pidfd = match Pidfd::open(pid) {
-        Ok(pidfd) => pidfd,
-        Err(error) => return attendant.fail(StartError::os("open a pidfd")(error)),
-    };
+    drop(theirs);
     group.enter(pid);
     let adopt = || {
         let supervisor = supervisor::get()?;
