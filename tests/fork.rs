@@ -25,10 +25,14 @@ use tokio_multiprocess::{AsyncPipe, Process, RecvError, StartError};
 
 #[path = "it/queue/suite.rs"]
 mod queue_suite;
+#[path = "it/shared/suite.rs"]
+mod shared_suite;
 #[path = "it/process/suite.rs"]
 mod suite;
+#[path = "it/sync/suite/mod.rs"]
+mod sync_suite;
 
-/// Where the suites of pipes look for it.
+/// Where the other suites look for it.
 mod process {
     pub(crate) use crate::suite;
 }
@@ -44,12 +48,17 @@ const CASE: &str = "FORK_CASE";
 type Case = (&'static str, fn());
 
 macro_rules! cases {
-    (every way: $($shared:ident)* ; queues: $($queue:ident)* ; pipes: $($between:ident)* ;
-     fork: $($own:ident)*) => {
+    (every way: $($every:ident)* ; queues: $($queue:ident)* ; pipes: $($between:ident)* ;
+     memory: $($memory:ident)* ; $(sync, $object:ident: $($sync:ident)* ;)* fork: $($own:ident)*) => {
         const CASES: &[Case] = &[
-            $((stringify!($shared), || block_on(suite::$shared(By::Fork))),)*
+            $((stringify!($every), || block_on(suite::$every(By::Fork))),)*
             $((stringify!($queue), || on_a_runtime(queue_suite::$queue(By::Fork))),)*
             $((stringify!($between), || block_on(between::$between(By::Fork))),)*
+            $((stringify!($memory), || on_a_runtime(shared_suite::$memory(By::Fork))),)*
+            $($((
+                concat!(stringify!($object), "::", stringify!($sync)),
+                || on_a_runtime(sync_suite::$object::$sync(By::Fork)),
+            ),)*)*
             $((stringify!($own), $own),)*
         ];
     };
@@ -127,6 +136,46 @@ cases! {
         a_child_that_is_killed_leaves_whole_messages_in_order
         an_end_in_a_message_works_where_it_arrives_and_comes_back
         files_travel_in_messages_in_any_number
+    ;
+    memory:
+        what_a_child_writes_is_there_for_its_parent
+        additions_of_four_processes_are_all_there
+        raw_arrays_are_read_and_written_element_by_element
+        shared_bytes_are_the_same_in_every_process
+    ;
+    sync, barrier:
+        parties_of_three_processes_keep_step
+        a_party_that_is_killed_breaks_the_barrier_until_it_is_reset
+    ;
+    sync, condition:
+        each_notification_wakes_one_waiter_of_whatever_process
+        a_waiter_that_dies_does_not_block_the_notifier
+        a_predicate_is_waited_for_across_processes
+    ;
+    sync, creator:
+        what_a_process_has_created_fails_once_it_has_ended
+    ;
+    sync, event:
+        a_set_in_another_process_releases_every_waiter
+        a_short_set_releases_those_who_waited
+        a_child_waits_for_its_parent
+    ;
+    sync, lock:
+        a_lock_held_in_another_process_is_waited_for
+        a_holder_that_is_killed_gives_the_lock_on_and_the_next_one_is_told
+        a_waiter_that_is_killed_takes_nothing_along
+        a_handle_that_came_sideways_is_as_good_as_any
+        any_process_may_release_what_was_acquired_without_a_guard
+        debug_tells_who_has_the_lock
+        a_lock_is_handed_over_and_swept_while_the_creators_runtime_is_blocked
+        nobody_who_competes_for_a_lock_is_left_out
+    ;
+    sync, rlock:
+        an_owner_takes_it_again_and_others_do_not
+    ;
+    sync, semaphore:
+        permits_are_shared_by_all_processes
+        the_permit_of_a_killed_process_comes_back
     ;
     fork:
         a_closure_captures_what_cannot_be_sent

@@ -2,6 +2,25 @@
 
 use std::time::Duration;
 
+/// Runs each test of the caller's `suite` by the two safe methods.
+macro_rules! by_both_safe_ways {
+    ($($test:ident)*) => {
+        mod spawn {
+            $(#[tokio::test]
+            async fn $test() {
+                super::suite::$test(super::By::Spawn).await;
+            })*
+        }
+
+        mod fork_server {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::suite::$test(super::By::ForkServer).await;
+            })*
+        }
+    };
+}
+
 mod alone;
 mod death;
 mod fds;

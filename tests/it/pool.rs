@@ -7,23 +7,7 @@ mod runtimes;
 mod soak;
 mod suite;
 
-macro_rules! by_both_safe_ways {
-    ($($test:ident)*) => {
-        mod spawn {
-            $(#[tokio::test]
-            async fn $test() {
-                super::suite::$test(super::suite::By::Spawn).await;
-            })*
-        }
-
-        mod fork_server {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::suite::$test(super::suite::By::ForkServer).await;
-            })*
-        }
-    };
-}
+use self::suite::By;
 
 by_both_safe_ways! {
     what_a_function_returns_comes_back

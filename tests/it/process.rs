@@ -21,24 +21,6 @@ use crate::soon;
 
 pub(crate) mod suite;
 
-macro_rules! by_both_safe_ways {
-    ($($test:ident)*) => {
-        mod spawn {
-            $(#[tokio::test]
-            async fn $test() {
-                super::suite::$test(super::By::Spawn).await;
-            })*
-        }
-
-        mod fork_server {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::suite::$test(super::By::ForkServer).await;
-            })*
-        }
-    };
-}
-
 by_both_safe_ways! {
     what_the_function_returns_comes_back
     arguments_of_every_shape_arrive_unchanged

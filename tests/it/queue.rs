@@ -13,25 +13,6 @@ use tokio_multiprocess::{
 use crate::process::suite::By;
 use crate::soon;
 
-/// Runs each test of the suite by the two safe methods.
-macro_rules! by_both_safe_ways {
-    ($($test:ident)*) => {
-        mod spawn {
-            $(#[tokio::test]
-            async fn $test() {
-                super::suite::$test(super::By::Spawn).await;
-            })*
-        }
-
-        mod fork_server {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::suite::$test(super::By::ForkServer).await;
-            })*
-        }
-    };
-}
-
 by_both_safe_ways! {
     items_of_a_child_arrive_in_order
     items_reach_a_child_in_order

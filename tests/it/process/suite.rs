@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Builder;
 use tokio_multiprocess::{
     ExitStatus, Process, ProcessBuilder, ProcessError, StartMethod, active_children,
     current_process, parent_process,
@@ -60,6 +61,38 @@ impl By {
             // SAFETY: only tests/fork.rs says so, which uses nothing of tokio before and has no
             // thread beside the caller.
             Self::Fork => return unsafe { builder.fork(move || function(argument)) }.unwrap(),
+        };
+        soon(builder.start(function, argument)).await.unwrap()
+    }
+
+    /// Starts a child that runs an async function.
+    #[expect(
+        unsafe_code,
+        reason = "fork has a contract that only its caller can keep"
+    )]
+    pub(crate) async fn start_async<A, F>(
+        self,
+        function: fn(A) -> F,
+        argument: A,
+    ) -> Process<F::Output>
+    where
+        A: Serialize + DeserializeOwned + Send + 'static,
+        F: Future + 'static,
+        F::Output: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let builder = Process::builder();
+        let builder = match self {
+            Self::Spawn => builder.start_method(StartMethod::SPAWN),
+            Self::ForkServer => builder.start_method(StartMethod::FORK_SERVER),
+            Self::Fork => {
+                let run = move || {
+                    let runtime = Builder::new_current_thread().enable_all().build();
+                    runtime.expect("a runtime").block_on(function(argument))
+                };
+                // SAFETY: only tests/fork.rs says so, whose cases have no thread beside the caller;
+                // the child has a runtime of its own, and nothing of the one that it inherits.
+                return unsafe { builder.fork(run) }.unwrap();
+            }
         };
         soon(builder.start(function, argument)).await.unwrap()
     }

@@ -8,42 +8,11 @@ use std::os::fd::OwnedFd;
 
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Builder;
 use tokio_multiprocess::sync::Event;
-use tokio_multiprocess::{
-    AsyncQueue, GetError, Process, PutError, QueueReceiver, QueueSender, StartMethod,
-};
+use tokio_multiprocess::{AsyncQueue, GetError, Process, PutError, QueueReceiver, QueueSender};
 
 use super::By;
 use crate::soon;
-
-/// Starts a child that runs an async function.
-#[expect(
-    unsafe_code,
-    reason = "fork has a contract that only its caller can keep"
-)]
-async fn start<A, F>(by: By, f: fn(A) -> F, arg: A) -> Process<F::Output>
-where
-    A: Serialize + serde::de::DeserializeOwned + Send + 'static,
-    F: Future + 'static,
-    F::Output: Serialize + serde::de::DeserializeOwned + Send + 'static,
-{
-    let builder = Process::builder();
-    let builder = match by {
-        By::Spawn => builder.start_method(StartMethod::SPAWN),
-        By::ForkServer => builder.start_method(StartMethod::FORK_SERVER),
-        By::Fork => {
-            let run = move || {
-                let runtime = Builder::new_current_thread().enable_all().build();
-                runtime.expect("a runtime").block_on(f(arg))
-            };
-            // SAFETY: only tests/fork.rs says so, whose cases have no thread beside the caller; the
-            // child has a runtime of its own, and nothing of the one that it inherits.
-            return unsafe { builder.fork(run) }.unwrap();
-        }
-    };
-    soon(builder.start(f, arg)).await.unwrap()
-}
 
 async fn put_twenty(queue: QueueSender<u32>) {
     for i in 0..20 {
@@ -53,7 +22,7 @@ async fn put_twenty(queue: QueueSender<u32>) {
 
 pub(crate) async fn items_of_a_child_arrive_in_order(by: By) {
     let (sender, receiver) = AsyncQueue::bounded(3).unwrap().split();
-    let child = start(by, put_twenty, sender).await;
+    let child = by.start_async(put_twenty, sender).await;
 
     let items: Vec<u32> = soon(receiver.into_stream().try_collect()).await.unwrap();
 
@@ -67,7 +36,7 @@ async fn get_all(queue: QueueReceiver<u32>) -> Vec<u32> {
 
 pub(crate) async fn items_reach_a_child_in_order(by: By) {
     let (sender, receiver) = AsyncQueue::bounded(3).unwrap().split();
-    let child = start(by, get_all, receiver).await;
+    let child = by.start_async(get_all, receiver).await;
 
     for i in 0..20 {
         soon(sender.put(i)).await.unwrap();
@@ -82,8 +51,8 @@ pub(crate) async fn items_reach_a_child_in_order(by: By) {
 
 pub(crate) async fn a_queue_ends_when_its_producers_are_gone(by: By) {
     let (sender, receiver) = AsyncQueue::unbounded().unwrap().split();
-    let first = start(by, put_twenty, sender.clone()).await;
-    let second = start(by, put_twenty, sender).await;
+    let first = by.start_async(put_twenty, sender.clone()).await;
+    let second = by.start_async(put_twenty, sender).await;
 
     let items: Vec<u32> = soon(receiver.into_stream().try_collect()).await.unwrap();
 
@@ -101,7 +70,9 @@ async fn put_one_and_stay((queue, done): (QueueSender<u32>, Event)) {
 pub(crate) async fn a_queue_ends_when_its_producers_are_killed(by: By) {
     let (sender, receiver) = AsyncQueue::unbounded().unwrap().split();
     let done = Event::new().unwrap();
-    let child = start(by, put_one_and_stay, (sender, done.clone())).await;
+    let child = by
+        .start_async(put_one_and_stay, (sender, done.clone()))
+        .await;
     soon(done.wait()).await.unwrap();
     let ends = tokio::spawn(async move {
         let first = receiver.get().await.unwrap();
@@ -117,7 +88,7 @@ pub(crate) async fn a_queue_ends_when_its_producers_are_killed(by: By) {
 
 pub(crate) async fn a_full_queue_makes_a_child_wait(by: By) {
     let (sender, receiver) = AsyncQueue::bounded(2).unwrap().split();
-    let child = start(by, put_twenty, sender).await;
+    let child = by.start_async(put_twenty, sender).await;
 
     for i in 0..20 {
         assert!(receiver.len() <= 2);
@@ -134,7 +105,7 @@ async fn stay((_queue, ready): (QueueReceiver<u32>, Event)) {
 pub(crate) async fn a_producer_gets_its_item_back_when_the_consumers_are_killed(by: By) {
     let (sender, receiver) = AsyncQueue::bounded(1).unwrap().split();
     let ready = Event::new().unwrap();
-    let child = start(by, stay, (receiver, ready.clone())).await;
+    let child = by.start_async(stay, (receiver, ready.clone())).await;
     soon(ready.wait()).await.unwrap();
     soon(sender.put(1)).await.unwrap();
     let waits = tokio::spawn(async move { sender.put(2).await });
@@ -163,7 +134,7 @@ fn bytes(len: usize) -> Vec<u8> {
 pub(crate) async fn large_items_arrive_unchanged(by: By) {
     let (there, input) = AsyncQueue::bounded(4).unwrap().split();
     let (output, back) = AsyncQueue::bounded(4).unwrap().split();
-    let child = start(by, echo, (input, output)).await;
+    let child = by.start_async(echo, (input, output)).await;
 
     for len in [
         0, 1, 87, 88, 89, 4096, 4097, 70_000, 5_000_000, 3, 1_000_000,
@@ -194,7 +165,7 @@ async fn write_to(queue: QueueReceiver<Parcel>) {
 pub(crate) async fn descriptors_travel_in_items(by: By) {
     use std::io::Read;
     let (sender, receiver) = AsyncQueue::bounded(2).unwrap().split();
-    let child = start(by, write_to, receiver).await;
+    let child = by.start_async(write_to, receiver).await;
     let mut readers = Vec::new();
 
     for i in 0..10 {
@@ -222,7 +193,7 @@ async fn answer(requests: QueueReceiver<(u32, QueueSender<u32>)>) {
 
 pub(crate) async fn queues_travel_in_queues(by: By) {
     let (requests, receiver) = AsyncQueue::unbounded().unwrap().split();
-    let child = start(by, answer, receiver).await;
+    let child = by.start_async(answer, receiver).await;
 
     for i in 0..5 {
         let (reply, answers) = AsyncQueue::bounded(1).unwrap().split();
@@ -246,7 +217,9 @@ pub(crate) async fn a_handle_in_a_message_counts(by: By) {
     let (outer, receiver) = AsyncQueue::unbounded().unwrap().split();
     let (inner, items) = AsyncQueue::unbounded().unwrap().split();
     let go_on = Event::new().unwrap();
-    let child = start(by, use_the_inner, (receiver, go_on.clone())).await;
+    let child = by
+        .start_async(use_the_inner, (receiver, go_on.clone()))
+        .await;
 
     soon(outer.put(inner)).await.unwrap();
     // Its only sender lies in the outer queue now.
@@ -270,7 +243,7 @@ pub(crate) async fn join_waits_for_all_workers(by: By) {
     let (done, results) = AsyncQueue::unbounded().unwrap().split();
     let mut workers = Vec::new();
     for _ in 0..4 {
-        workers.push(start(by, work, (receiver.clone(), done.clone())).await);
+        workers.push(by.start_async(work, (receiver.clone(), done.clone())).await);
     }
     drop((receiver, done));
 
@@ -296,7 +269,9 @@ async fn get_and_stay((queue, got): (QueueReceiver<u32>, Event)) {
 pub(crate) async fn what_a_dead_consumer_had_got_counts_as_done(by: By) {
     let queue = AsyncQueue::bounded(4).unwrap();
     let got = Event::new().unwrap();
-    let child = start(by, get_and_stay, (queue.receiver(), got.clone())).await;
+    let child = by
+        .start_async(get_and_stay, (queue.receiver(), got.clone()))
+        .await;
     soon(queue.put(1)).await.unwrap();
     soon(got.wait()).await.unwrap();
     let joins = tokio::spawn({
@@ -318,7 +293,9 @@ async fn lease_and_stay((queue, got): (QueueReceiver<u32>, Event)) {
 pub(crate) async fn a_lease_of_a_dead_consumer_is_delivered_again(by: By) {
     let (sender, receiver) = AsyncQueue::builder().leases().build().unwrap().split();
     let got = Event::new().unwrap();
-    let child = start(by, lease_and_stay, (receiver.clone(), got.clone())).await;
+    let child = by
+        .start_async(lease_and_stay, (receiver.clone(), got.clone()))
+        .await;
     for i in 0..3 {
         soon(sender.put(i)).await.unwrap();
     }
@@ -370,7 +347,7 @@ async fn make_one(out: QueueSender<AsyncQueue<u32>>) {
 
 pub(crate) async fn the_creators_death_is_an_error_for_all(by: By) {
     let (out, queues) = AsyncQueue::unbounded().unwrap().split();
-    let child = start(by, make_one, out).await;
+    let child = by.start_async(make_one, out).await;
     let queue = soon(queues.get()).await.unwrap();
     let waits = tokio::spawn({
         let queue = queue.clone();
@@ -435,7 +412,7 @@ pub(crate) async fn a_stopped_consumer_stops_nobody_else(by: By) {
     for _ in 0..2 {
         let ready = Event::new().unwrap();
         let arg = (receiver.clone(), ready.clone(), got.clone());
-        children.push(start(by, get_forever, arg).await);
+        children.push(by.start_async(get_forever, arg).await);
         soon(ready.wait()).await.unwrap();
     }
     drop((receiver, got));
@@ -469,7 +446,9 @@ pub(crate) async fn a_stopped_producer_stops_nobody_else(by: By) {
     for _ in 0..5 {
         let queue = AsyncQueue::bounded(1).unwrap();
         let ready = Event::new().unwrap();
-        let child = start(by, put_forever, (queue.sender(), ready.clone())).await;
+        let child = by
+            .start_async(put_forever, (queue.sender(), ready.clone()))
+            .await;
         let drains = tokio::spawn({
             let receiver = queue.receiver();
             let ready = ready.clone();
@@ -511,8 +490,11 @@ pub(crate) async fn many_producers_and_consumers_lose_and_double_nothing(by: By)
     let mut producers = Vec::new();
     let mut consumers = Vec::new();
     for i in 0..4 {
-        consumers.push(start(by, get_numbers, receiver.clone()).await);
-        producers.push(start(by, put_numbers, (sender.clone(), i * N, N)).await);
+        consumers.push(by.start_async(get_numbers, receiver.clone()).await);
+        producers.push(
+            by.start_async(put_numbers, (sender.clone(), i * N, N))
+                .await,
+        );
     }
     drop(receiver);
 

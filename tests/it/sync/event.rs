@@ -1,62 +1,15 @@
-//! Events between processes.
+//! Events.
 
-use tokio_multiprocess::Process;
 use tokio_multiprocess::sync::Event;
 
+use super::suite::event as suite;
+use crate::process::suite::By;
 use crate::soon;
 
-fn set(event: Event) {
-    event.set();
-}
-
-fn pulse(event: Event) {
-    event.set();
-    event.clear();
-}
-
-#[tokio::test]
-async fn a_set_in_another_process_releases_every_waiter() {
-    let event = Event::new().unwrap();
-    let mut first = Box::pin(event.wait());
-    let mut second = Box::pin(event.wait());
-    assert!(futures::poll!(first.as_mut()).is_pending());
-    assert!(futures::poll!(second.as_mut()).is_pending());
-
-    let child = soon(Process::start(set, event.clone())).await.unwrap();
-
-    soon(first).await.unwrap();
-    soon(second).await.unwrap();
-    soon(child.join()).await.unwrap();
-    assert!(event.is_set());
-    event.clear();
-    assert!(!event.is_set());
-}
-
-#[tokio::test]
-async fn a_short_set_releases_those_who_waited() {
-    let event = Event::new().unwrap();
-    let mut waiter = Box::pin(event.wait());
-    assert!(futures::poll!(waiter.as_mut()).is_pending());
-
-    let child = soon(Process::start(pulse, event.clone())).await.unwrap();
-    soon(child.join()).await.unwrap();
-
-    soon(waiter).await.unwrap();
-    assert!(!event.is_set());
-}
-
-async fn wait(event: Event) {
-    event.wait().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_child_waits_for_its_parent() {
-    let event = Event::new().unwrap();
-    let child = soon(Process::start(wait, event.clone())).await.unwrap();
-
-    event.set();
-
-    soon(child.join()).await.unwrap();
+by_both_safe_ways! {
+    a_set_in_another_process_releases_every_waiter
+    a_short_set_releases_those_who_waited
+    a_child_waits_for_its_parent
 }
 
 #[test]

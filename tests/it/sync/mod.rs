@@ -1,4 +1,5 @@
-//! Locks, semaphores, conditions, barriers and events between processes: one file a primitive.
+//! Locks, semaphores, conditions, barriers and events: one file a primitive. What is between processes
+//! is in the suite.
 
 mod barrier;
 mod cancel;
@@ -8,3 +9,4 @@ mod event;
 mod lock;
 mod rlock;
 mod semaphore;
+mod suite;

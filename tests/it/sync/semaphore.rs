@@ -1,53 +1,14 @@
-//! Semaphores between processes.
+//! Semaphores.
 
-use tokio_multiprocess::Process;
-use tokio_multiprocess::sync::{BoundedSemaphore, Event, Semaphore};
+use tokio_multiprocess::sync::{BoundedSemaphore, Semaphore};
 
+use super::suite::semaphore as suite;
+use crate::process::suite::By;
 use crate::soon;
 
-async fn hold((semaphore, taken, go_on): (Semaphore, Event, Event)) {
-    let _permit = semaphore.acquire().await.unwrap();
-    taken.set();
-    go_on.wait().await.unwrap();
-}
-
-#[tokio::test]
-async fn permits_are_shared_by_all_processes() {
-    let (semaphore, taken, go_on) = (
-        Semaphore::new(2).unwrap(),
-        Event::new().unwrap(),
-        Event::new().unwrap(),
-    );
-    let arg = (semaphore.clone(), taken.clone(), go_on.clone());
-    let child = soon(Process::start(hold, arg)).await.unwrap();
-    soon(taken.wait()).await.unwrap();
-
-    assert_eq!(semaphore.available_permits(), 1);
-    let permit = semaphore.try_acquire().unwrap();
-    assert!(semaphore.try_acquire().is_err());
-    go_on.set();
-    drop(soon(semaphore.acquire()).await.unwrap());
-
-    soon(child.join()).await.unwrap();
-    drop(permit);
-    assert_eq!(semaphore.available_permits(), 2);
-}
-
-#[tokio::test]
-async fn the_permit_of_a_killed_process_comes_back() {
-    let (semaphore, taken, never) = (
-        Semaphore::new(1).unwrap(),
-        Event::new().unwrap(),
-        Event::new().unwrap(),
-    );
-    let arg = (semaphore.clone(), taken.clone(), never);
-    let child = soon(Process::start(hold, arg)).await.unwrap();
-    soon(taken.wait()).await.unwrap();
-
-    child.kill().unwrap();
-
-    drop(soon(semaphore.acquire()).await.unwrap());
-    assert_eq!(semaphore.available_permits(), 1);
+by_both_safe_ways! {
+    permits_are_shared_by_all_processes
+    the_permit_of_a_killed_process_comes_back
 }
 
 #[tokio::test]
