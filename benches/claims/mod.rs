@@ -16,6 +16,11 @@ pub(crate) fn contenders() -> Vec<(&'static str, Contender)> {
 
 const CONTENDERS: &[(&str, Contender)] = &[
     ("spawn", Here(ours::launch::by_spawn)),
+    ("spawn, in turns", Here(ours::launch::by_spawn_in_turns)),
+    (
+        "tokio Command, in turns",
+        Here(ours::launch::by_tokio_command_in_turns),
+    ),
     ("spawn, 1 GiB", Here(ours::launch::by_spawn_with_memory)),
     (
         "spawn, 10,000 files",
@@ -167,6 +172,10 @@ pub(crate) fn claims() -> Vec<Claim> {
     } else {
         row.show("floor: vfork + exec");
     }
+
+    let work = "the same in turns, child by child";
+    let mut row = Row::new(&mut claims, 1, work, Unit::Us, "spawn, in turns");
+    row.must("tokio Command, in turns", 1.2, 1.1);
 
     let mut row = Row::new(
         &mut claims,

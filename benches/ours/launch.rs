@@ -6,12 +6,39 @@ use std::time::Instant;
 use futures::future::join_all;
 use tokio_multiprocess::{Process, StartMethod};
 
-use crate::floor::crowd;
+use crate::floor::{self, crowd};
 use crate::harness::{median, median_us_async, runtime};
 
 /// Start, answer, join, by re-executing this program.
 pub(crate) fn by_spawn() -> f64 {
     start_and_join(StartMethod::SPAWN, 100)
+}
+
+/// The same in turns with what tokio offers, one child of each: so both find the processors as the
+/// other has left them, and none has one of them warm and to itself.
+pub(crate) fn by_spawn_in_turns() -> f64 {
+    in_turns().0
+}
+
+/// The other's figure.
+pub(crate) fn by_tokio_command_in_turns() -> f64 {
+    in_turns().1
+}
+
+fn in_turns() -> (f64, f64) {
+    const TURNS: usize = 100;
+    runtime().block_on(async {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            let started = Instant::now();
+            start_and_join_one(StartMethod::SPAWN).await;
+            ours.push(started.elapsed().as_secs_f64() * 1e6);
+            let started = Instant::now();
+            floor::launch::end_at_once().await;
+            theirs.push(started.elapsed().as_secs_f64() * 1e6);
+        }
+        (median(&ours), median(&theirs))
+    })
 }
 
 /// Start, answer, join, by the fork server.
@@ -108,11 +135,13 @@ fn many(method: StartMethod) -> f64 {
 }
 
 fn start_and_join(method: StartMethod, n: usize) -> f64 {
-    runtime().block_on(median_us_async(n, async || {
-        let builder = Process::builder().start_method(method);
-        let process = builder.start(add_one, 41_u64).await.expect("a child");
-        assert_eq!(process.join().await.expect("its result"), 42);
-    }))
+    runtime().block_on(median_us_async(n, || start_and_join_one(method)))
+}
+
+async fn start_and_join_one(method: StartMethod) {
+    let builder = Process::builder().start_method(method);
+    let process = builder.start(add_one, 41_u64).await.expect("a child");
+    assert_eq!(process.join().await.expect("its result"), 42);
 }
 
 fn add_one(x: u64) -> u64 {
