@@ -776,8 +776,9 @@ impl<S, R: DeserializeOwned> Stream for AsyncPipe<S, R> {
 /// the descriptors of its first byte.
 type SenderParts = (u32, u32, Vec<(Raw, Vec<u32>)>);
 
-/// A receiving end in a message: its socket, its limit, and what it has read ahead.
-type ReceiverParts = (u32, u32, Raw, Vec<u32>);
+/// A receiving end in a message: its socket, its limit, and what it has read ahead, with the
+/// descriptors of each frame in it that has any.
+type ReceiverParts = (u32, u32, Raw, Vec<Vec<u32>>);
 
 impl<T> Serialize for PipeSender<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -802,7 +803,8 @@ impl<T> Serialize for PipeReceiver<T> {
         }
         let reserved = self.inlet.reserve().map_err(S::Error::custom)?;
         let place = list_moving::<S>(reserved.socket, Arc::clone(&self.inlet) as _)?;
-        let fds = list_all::<S>(reserved.fds)?;
+        let fds = reserved.fds.into_iter().map(list_all::<S>);
+        let fds = fds.collect::<Result<_, _>>()?;
         let parts: ReceiverParts = (place, reserved.limit, Raw(reserved.rest), fds);
         parts.serialize(serializer)
     }
@@ -838,6 +840,11 @@ impl<'de, T> Deserialize<'de> for PipeSender<T> {
             if bytes.is_empty() {
                 return Err(D::Error::custom("nothing carries file descriptors"));
             }
+            if places.len() > FDS_PER_FRAME_MAX {
+                return Err(D::Error::custom(
+                    "one frame has more file descriptors than it can",
+                ));
+            }
             queued.push((bytes, take_all(places)?));
         }
         Ok(Self::new(Outlet::new(socket, limit, queued)))
@@ -848,7 +855,8 @@ impl<'de, T> Deserialize<'de> for PipeReceiver<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (place, limit, Raw(rest), places) = ReceiverParts::deserialize(deserializer)?;
         let socket = fds::take(place).map_err(D::Error::custom)?;
-        let fds = take_all(places)?;
+        let fds = places.into_iter().map(take_all);
+        let fds = fds.collect::<Result<_, _>>()?;
         Ok(Self::new(Inlet::new(socket, limit, (&rest, fds))))
     }
 }

@@ -251,10 +251,7 @@ impl Input {
                 "the pool is gone",
             ));
         }
-        self.splitter.add_fds(fds);
-        if received.fds_lost {
-            self.splitter.set_fds_lost();
-        }
+        self.splitter.add_fds(fds, received.fds_lost);
         while let Some(frame) = self.splitter.next_frame().map_err(io::Error::other)? {
             self.take(frame)?;
         }

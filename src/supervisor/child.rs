@@ -385,7 +385,7 @@ impl Child {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => return self.control_ended(),
             }
-            self.splitter.add_fds(fds);
+            self.splitter.add_fds(fds, false);
             self.handle_frames(supervisor);
         }
     }

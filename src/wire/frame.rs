@@ -8,10 +8,11 @@
 //! The kernel takes [`FDS_PER_FRAME_MAX`] descriptors at once. A value with more of them sends the
 //! rest ahead, in frames of the kind [`MORE_FDS`] without a body, on every channel.
 //!
-//! A process that runs out of descriptors is told so by the kernel, which hands out the first of
-//! a frame's and drops the others. It ends a read behind the frame whose descriptors it hands out,
-//! so those that are missing belong to the first frame that claims more than there are. That frame
-//! is read to its end and refused, its other descriptors are closed, and the stream goes on.
+//! The kernel ends a read behind the bytes whose descriptors it hands out. So those of one read
+//! belong to one frame, the only one that begins in that read and has any, and they are kept
+//! together until its header, of which more may be still to come, claims them all. A process that
+//! runs out of descriptors is told so: the first of a frame's are handed out and the others dropped.
+//! That frame is read to its end and refused, its descriptors are closed, and the stream goes on.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -119,9 +120,9 @@ pub(crate) enum FrameError {
     /// A body that is longer than the channel allows.
     #[error("frame of {len} bytes exceeds the limit of {limit}")]
     TooLong { len: u32, limit: u32 },
-    /// The frame claims descriptors that did not come with it.
+    /// The frame claims more or fewer descriptors than came with it.
     #[error("frame claims {claimed} descriptors and brought {came}")]
-    MissingFds { claimed: u8, came: usize },
+    OtherFds { claimed: u8, came: usize },
     /// Descriptors came that no frame claims.
     #[error("{0} descriptors came that no frame claims")]
     SurplusFds(usize),
@@ -139,14 +140,12 @@ pub(crate) enum FrameError {
 pub(crate) struct Splitter {
     /// Bytes that are not a whole frame yet; the current frame's header has been taken out.
     buffer: BytesMut,
-    /// Descriptors that no header has claimed yet.
-    fds: VecDeque<OwnedFd>,
+    /// Descriptors that no header has claimed yet, those of each frame together.
+    brought: VecDeque<Brought>,
     /// The frame that is being read.
     current: Option<Header>,
     /// Descriptors of the frame that is being read, and those that were sent ahead.
     claimed: Vec<OwnedFd>,
-    /// The kernel has dropped descriptors, of a frame whose header was not seen yet.
-    lost: bool,
     /// The frame that is being read has lost descriptors.
     crippled: bool,
     limit: u32,
@@ -155,6 +154,17 @@ pub(crate) struct Splitter {
     /// What the buffer was made for.
     buffer_len_max: usize,
 }
+
+/// Descriptors that came with one read.
+#[derive(Debug)]
+struct Brought {
+    fds: Vec<OwnedFd>,
+    /// The kernel has dropped others.
+    incomplete: bool,
+}
+
+/// How many may wait for their headers: those of all frames of one value, and of the one behind it.
+const BROUGHT_MAX: usize = FDS_PER_VALUE_MAX / FDS_PER_FRAME_MAX + 2;
 
 /// How many bytes are asked for when nothing is known of what comes: at least and at most.
 const CHUNK: usize = 64 << 10;
@@ -174,10 +184,9 @@ impl Splitter {
     pub(crate) fn new(limit: u32) -> Self {
         Self {
             buffer: BytesMut::new(),
-            fds: VecDeque::new(),
+            brought: VecDeque::new(),
             current: None,
             claimed: Vec::new(),
-            lost: false,
             crippled: false,
             limit,
             recent_len: 0,
@@ -209,14 +218,12 @@ impl Splitter {
         (&mut self.buffer, room)
     }
 
-    /// Takes descriptors that came with the bytes just read.
-    pub(crate) fn add_fds(&mut self, fds: impl IntoIterator<Item = OwnedFd>) {
-        self.fds.extend(fds);
-    }
-
-    /// The kernel has dropped descriptors of the bytes just read.
-    pub(crate) fn set_fds_lost(&mut self) {
-        self.lost = true;
+    /// Takes the descriptors that came with the bytes just read, of which the kernel may have
+    /// dropped some.
+    pub(crate) fn add_fds(&mut self, fds: Vec<OwnedFd>, incomplete: bool) {
+        if incomplete || !fds.is_empty() {
+            self.brought.push_back(Brought { fds, incomplete });
+        }
     }
 
     /// The next whole frame, or nothing until more is read.
@@ -237,8 +244,8 @@ impl Splitter {
         if mem::take(&mut self.crippled) {
             return Err(FrameError::FdsLost);
         }
-        if self.buffer.is_empty() && !self.fds.is_empty() {
-            return Err(FrameError::SurplusFds(self.fds.len()));
+        if self.buffer.is_empty() && !self.brought.is_empty() {
+            return Err(self.surplus());
         }
         Ok(Some(Frame { header, body, fds }))
     }
@@ -248,7 +255,7 @@ impl Splitter {
     /// [`next_frame`](Self::next_frame).
     #[inline]
     pub(crate) fn copy_frame(&mut self, into: &mut Vec<u8>) -> Option<u8> {
-        if self.current.is_some() || !self.fds.is_empty() || !self.claimed.is_empty() {
+        if self.current.is_some() || !self.brought.is_empty() || !self.claimed.is_empty() {
             return None;
         }
         let header = Header::from_bytes(self.buffer.first_chunk()?).ok()?;
@@ -296,9 +303,14 @@ impl Splitter {
     /// claimed.
     #[inline]
     fn current_header(&mut self) -> Result<Option<Header>, FrameError> {
-        // The next frame's, and those of the one behind it, with whose first byte a read ends.
-        if self.fds.len() > 2 * FDS_PER_FRAME_MAX {
-            return Err(FrameError::SurplusFds(self.fds.len()));
+        // While a frame is read, nobody but the one behind it can have begun.
+        let brought_max = if self.current.is_some() {
+            1
+        } else {
+            BROUGHT_MAX
+        };
+        if self.brought.len() > brought_max {
+            return Err(self.surplus());
         }
         if self.current.is_some() {
             return Ok(self.current);
@@ -320,19 +332,17 @@ impl Splitter {
         if self.claimed.len() + n_fds > FDS_PER_VALUE_MAX {
             return Err(FrameError::TooManyFds);
         }
-        if n_fds == 0 {
-            // Usual, and nothing to do.
-        } else if n_fds <= self.fds.len() {
-            self.claimed.extend(self.fds.drain(..n_fds));
-        } else if mem::take(&mut self.lost) {
-            // They are of no use without the others, and would be taken for the next frame's.
-            self.fds.clear();
-            self.crippled = true;
-        } else {
-            return Err(FrameError::MissingFds {
-                claimed: header.n_fds,
-                came: self.fds.len(),
-            });
+        if n_fds > 0 {
+            match self.brought.pop_front() {
+                Some(brought) if brought.incomplete => self.crippled = true,
+                Some(brought) if brought.fds.len() == n_fds => self.claimed.extend(brought.fds),
+                brought => {
+                    return Err(FrameError::OtherFds {
+                        claimed: header.n_fds,
+                        came: brought.map_or(0, |brought| brought.fds.len()),
+                    });
+                }
+            }
         }
         self.buffer.advance(HEADER_LEN);
         self.current = Some(header);
@@ -352,7 +362,7 @@ impl Splitter {
     /// Whether the stream ends between two frames, if it ends here.
     pub(crate) fn is_at_boundary(&self) -> bool {
         self.buffer.is_empty()
-            && self.fds.is_empty()
+            && self.brought.is_empty()
             && self.current.is_none()
             && self.claimed.is_empty()
     }
@@ -362,28 +372,36 @@ impl Splitter {
         let bytes = self
             .rest()
             .map_or_else(BytesMut::new, |(bytes, _)| bytes[..].into());
-        let fds = self.claimed.into_iter().chain(self.fds);
-        (bytes, fds.collect())
+        let brought = self.brought.into_iter().flat_map(|brought| brought.fds);
+        (bytes, self.claimed.into_iter().chain(brought).collect())
     }
 
-    /// The same for a reader that may have to go on here.
+    /// The same for a reader that may have to go on here; the descriptors as they came together.
     ///
     /// Nothing, if descriptors were lost on the way.
-    pub(crate) fn rest(&self) -> Option<(Vec<u8>, Vec<BorrowedFd<'_>>)> {
-        if self.lost || self.crippled {
+    pub(crate) fn rest(&self) -> Option<(Vec<u8>, Vec<Vec<BorrowedFd<'_>>>)> {
+        if self.crippled || self.brought.iter().any(|brought| brought.incomplete) {
             return None;
         }
         // The headers that were taken out of the buffer are written again.
         let own = self.current.map_or(0, |header| usize::from(header.n_fds));
-        let ahead = &self.claimed[..self.claimed.len() - own];
+        let (ahead, own) = self.claimed.split_at(self.claimed.len() - own);
         let mut bytes = Vec::new();
         for group in ahead.chunks(FDS_PER_FRAME_MAX) {
             bytes.extend(Header::more_fds(group.len()).to_bytes());
         }
         bytes.extend(self.current.iter().flat_map(|header| header.to_bytes()));
         bytes.extend(&self.buffer);
-        let fds = self.claimed.iter().chain(&self.fds);
-        Some((bytes, fds.map(AsFd::as_fd).collect()))
+        let groups = ahead.chunks(FDS_PER_FRAME_MAX).chain([own]);
+        let groups = groups.chain(self.brought.iter().map(|brought| &*brought.fds));
+        let groups = groups.filter(|fds| !fds.is_empty());
+        let groups = groups.map(|fds| fds.iter().map(AsFd::as_fd).collect());
+        Some((bytes, groups.collect()))
+    }
+
+    fn surplus(&self) -> FrameError {
+        let numbers = self.brought.iter().map(|brought| brought.fds.len());
+        FrameError::SurplusFds(numbers.sum())
     }
 }
 
@@ -449,7 +467,7 @@ mod tests {
 
         assert_eq!(
             splitter.next_frame().unwrap_err(),
-            FrameError::MissingFds {
+            FrameError::OtherFds {
                 claimed: 2,
                 came: 0
             }
@@ -459,7 +477,7 @@ mod tests {
     #[test]
     fn descriptors_that_no_frame_claims_are_refused() {
         let mut splitter = Splitter::new(LIMIT);
-        splitter.add_fds([std::io::pipe().unwrap().0.into()]);
+        splitter.add_fds(some_fds(1), false);
         splitter.room().0.extend_from_slice(&stream(&[b"x"]));
 
         assert_eq!(
@@ -481,12 +499,12 @@ mod tests {
     fn descriptors_sent_ahead_belong_to_the_next_frame() {
         let mut splitter = Splitter::new(LIMIT);
         for n_fds in [FDS_PER_FRAME_MAX, FDS_PER_FRAME_MAX] {
-            splitter.add_fds(some_fds(n_fds));
+            splitter.add_fds(some_fds(n_fds), false);
             header_of(splitter.room().0, Header::more_fds(n_fds));
             assert!(splitter.next_frame().unwrap().is_none());
             assert!(!splitter.is_at_boundary());
         }
-        splitter.add_fds(some_fds(3));
+        splitter.add_fds(some_fds(3), false);
         header_of(splitter.room().0, Header::new(7, 0, 0).with_fds(3));
 
         let frame = splitter.next_frame().unwrap().unwrap();
@@ -499,7 +517,7 @@ mod tests {
     fn descriptors_sent_ahead_without_end_are_refused() {
         let mut splitter = Splitter::new(LIMIT);
         let refused = loop {
-            splitter.add_fds(some_fds(FDS_PER_FRAME_MAX));
+            splitter.add_fds(some_fds(FDS_PER_FRAME_MAX), false);
             header_of(splitter.room().0, Header::more_fds(FDS_PER_FRAME_MAX));
             if let Err(refused) = splitter.next_frame() {
                 break refused;
@@ -515,7 +533,7 @@ mod tests {
         header_of(splitter.room().0, Header::new(7, 0, LIMIT as usize));
         let mut n_fds = 0;
         let refused = loop {
-            splitter.add_fds(some_fds(FDS_PER_FRAME_MAX));
+            splitter.add_fds(some_fds(FDS_PER_FRAME_MAX), false);
             n_fds += FDS_PER_FRAME_MAX;
             splitter.room().0.extend_from_slice(&[0]);
             if let Err(refused) = splitter.next_frame() {
@@ -524,15 +542,14 @@ mod tests {
         };
 
         assert_eq!(refused, FrameError::SurplusFds(n_fds));
-        assert_eq!(n_fds, 3 * FDS_PER_FRAME_MAX);
+        assert_eq!(n_fds, 2 * FDS_PER_FRAME_MAX);
     }
 
     #[test]
     fn a_frame_that_lost_descriptors_is_refused_alone() {
         for came in 0..3 {
             let mut splitter = Splitter::new(LIMIT);
-            splitter.add_fds(some_fds(came));
-            splitter.set_fds_lost();
+            splitter.add_fds(some_fds(came), true);
             let (buffer, _) = splitter.room();
             buffer.extend_from_slice(&stream(&[b"before"]));
             header_of(buffer, Header::new(7, 0, 4).with_fds(3));
@@ -541,7 +558,7 @@ mod tests {
             assert!(splitter.next_frame().unwrap().is_none());
 
             // The rest of the body comes together with the next frame and its descriptor.
-            splitter.add_fds(some_fds(1));
+            splitter.add_fds(some_fds(1), false);
             let (buffer, _) = splitter.room();
             buffer.extend_from_slice(b"lf");
             header_of(buffer, Header::new(7, 0, 5).with_fds(1));
@@ -557,23 +574,54 @@ mod tests {
     #[test]
     fn the_rest_of_a_stream_can_be_read_by_another() {
         let mut splitter = Splitter::new(LIMIT);
-        splitter.add_fds(some_fds(FDS_PER_FRAME_MAX + 2));
+        for n_fds in [FDS_PER_FRAME_MAX, FDS_PER_FRAME_MAX] {
+            splitter.add_fds(some_fds(n_fds), false);
+            header_of(splitter.room().0, Header::more_fds(n_fds));
+            assert!(splitter.next_frame().unwrap().is_none());
+        }
+        splitter.add_fds(some_fds(2), false);
         let (buffer, _) = splitter.room();
-        header_of(buffer, Header::more_fds(FDS_PER_FRAME_MAX));
         header_of(buffer, Header::new(7, 9, 4).with_fds(2));
         buffer.extend_from_slice(b"ha");
         assert!(splitter.next_frame().unwrap().is_none());
 
-        let (bytes, fds) = splitter.into_rest();
+        let (bytes, fds) = splitter.rest().unwrap();
         let mut other = Splitter::new(LIMIT);
-        other.add_fds(fds);
+        for fds in fds {
+            let copies = fds.iter().map(|fd| fd.try_clone_to_owned().unwrap());
+            other.add_fds(copies.collect(), false);
+        }
         other.room().0.extend_from_slice(&bytes);
         other.room().0.extend_from_slice(b"lf");
 
         let frame = other.next_frame().unwrap().unwrap();
         assert_eq!((frame.header.kind, frame.header.aux), (7, 9));
         assert_eq!(frame.body, "half");
-        assert_eq!(frame.fds.len(), FDS_PER_FRAME_MAX + 2);
+        assert_eq!(frame.fds.len(), 2 * FDS_PER_FRAME_MAX + 2);
+    }
+
+    /// A read that ends inside of a header brings the descriptors of its frame, or not all of them.
+    #[test]
+    fn descriptors_are_claimed_by_the_frame_that_they_came_with() {
+        for (came, incomplete) in [(1, false), (1, true), (0, true)] {
+            let mut splitter = Splitter::new(LIMIT);
+            let first = Header::new(7, 0, 0).with_fds(1).to_bytes();
+            splitter.add_fds(some_fds(came), incomplete);
+            splitter.room().0.extend_from_slice(&first[..9]);
+            assert!(splitter.next_frame().unwrap().is_none());
+
+            splitter.add_fds(some_fds(2), false);
+            let (buffer, _) = splitter.room();
+            buffer.extend_from_slice(&first[9..]);
+            header_of(buffer, Header::new(8, 0, 0).with_fds(2));
+
+            match splitter.next_frame() {
+                Ok(frame) => assert_eq!((frame.unwrap().fds.len(), incomplete), (1, false)),
+                Err(error) => assert_eq!((error, incomplete), (FrameError::FdsLost, true)),
+            }
+            let second = splitter.next_frame().unwrap().unwrap();
+            assert_eq!((second.header.kind, second.fds.len()), (8, 2));
+        }
     }
 
     #[test]

@@ -283,10 +283,7 @@ fn birth(
     let Some(header) = header else {
         // The child was faster than the helper, whose word the supervisor will find.
         splitter.room().0.extend_from_slice(&word);
-        splitter.add_fds(fds);
-        if fds_lost {
-            splitter.set_fds_lost();
-        }
+        splitter.add_fds(fds, fds_lost);
         return Ok(Birth::Announced(group));
     };
     let announced = Announcement::of(&header).map_err(StartError::ProtocolViolation)?;

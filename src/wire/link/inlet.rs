@@ -13,7 +13,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -87,11 +87,14 @@ enum Read {
 }
 
 impl Inlet {
-    /// The end of a socket from which `rest` has been read already.
-    pub(crate) fn new(socket: OwnedFd, limit: u32, rest: (&[u8], Vec<OwnedFd>)) -> Self {
+    /// The end of a socket from which `rest` has been read already, with the descriptors of each
+    /// frame in it that has any.
+    pub(crate) fn new(socket: OwnedFd, limit: u32, rest: (&[u8], Vec<Vec<OwnedFd>>)) -> Self {
         let mut splitter = Splitter::new(limit);
         splitter.room().0.extend_from_slice(rest.0);
-        splitter.add_fds(rest.1);
+        for fds in rest.1 {
+            splitter.add_fds(fds, false);
+        }
         Self {
             turn: Turn::new(()),
             state: Mutex::new(State {
@@ -272,7 +275,8 @@ impl Inlet {
         let Some((rest, fds)) = state.splitter.rest() else {
             return Err("a message that has lost its file descriptors must be received first");
         };
-        let copies = fds.iter().map(|fd| fd.try_clone_to_owned().map(Arc::new));
+        let copy = |fd: &BorrowedFd<'_>| fd.try_clone_to_owned().map(Arc::new);
+        let copies = fds.iter().map(|fds| fds.iter().map(copy).collect());
         let Ok(fds) = copies.collect() else {
             return Err("there are no file descriptors left to copy those of a message");
         };
@@ -298,7 +302,7 @@ impl Inlet {
 pub(crate) struct Reserved {
     pub(crate) socket: Arc<OwnedFd>,
     pub(crate) rest: Vec<u8>,
-    pub(crate) fds: Vec<Arc<OwnedFd>>,
+    pub(crate) fds: Vec<Vec<Arc<OwnedFd>>>,
     pub(crate) limit: u32,
 }
 
@@ -378,10 +382,8 @@ impl State {
                 Ok(received) => {
                     let with_fds = received.fds_lost || !self.fds.is_empty();
                     if with_fds {
-                        self.splitter.add_fds(self.fds.drain(..));
-                    }
-                    if received.fds_lost {
-                        self.splitter.set_fds_lost();
+                        self.splitter
+                            .add_fds(mem::take(&mut self.fds), received.fds_lost);
                     }
                     return Ok(match received.len {
                         0 => Read::End,
