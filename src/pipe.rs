@@ -153,6 +153,9 @@ impl<T: Serialize> PipeSender<T> {
 
     /// Sends a message if there is room for it now.
     ///
+    /// Part of it may still be in this process then, and is sent by a thread of the library's; a
+    /// process that leaves at once, without waiting for its peer, may tear it.
+    ///
     /// # Errors
     ///
     /// As [`send`](Self::send), and [`SendFailure::Full`].
@@ -304,7 +307,9 @@ pub struct PipeReceiver<T> {
 impl<T: DeserializeOwned> PipeReceiver<T> {
     /// Waits for the next message.
     ///
-    /// Several tasks may wait; each message goes to one of them.
+    /// Several tasks may wait; each message goes to one of them. They take turns, and whose turn it is
+    /// must be polled: a future that was begun and is kept without being polled, as when a `select!`
+    /// over `&mut recv` has taken another branch, holds the others up until it is polled or dropped.
     ///
     /// # Errors
     ///

@@ -2,7 +2,8 @@
 //!
 //! An endpoint belongs to no runtime: it is registered with the one that is polling when it first
 //! has to wait, and again when that has become another one. Waiters of the former runtime keep the
-//! former registration alive until they are done.
+//! former registration alive until they are done. When their runtime comes back meanwhile, its set of
+//! descriptors has the socket's number still, and is given a copy of the socket.
 //!
 //! A forked child inherits the registration and, behind it, the epoll instance of its parent.
 //! Deregistering there would make the parent deaf, so the child forgets it instead.
@@ -53,20 +54,30 @@ impl Registration {
         match place {
             Some(registration) if registration.runtime == runtime => Ok(Arc::clone(registration)),
             _ => {
-                let number = Number(socket.as_raw_fd());
-                // SAFETY: the number is that of an open socket and stays so while the `AsyncFd`
-                // is there, since the registration owns both and drops or forgets it first.
-                let reactor = unsafe { AsyncFd::register_with_interest(number, interest) }?;
-                let registration = Arc::new(Self {
-                    runtime,
-                    process: process::id(),
-                    reactor: Some(reactor),
-                    _socket: Arc::clone(socket),
-                });
+                let registration = match Self::new(Arc::clone(socket), runtime, interest) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        Self::new(Arc::new(socket.try_clone()?), runtime, interest)
+                    }
+                    registered => registered,
+                };
+                let registration = Arc::new(registration?);
                 *place = Some(Arc::clone(&registration));
                 Ok(registration)
             }
         }
+    }
+
+    fn new(socket: Arc<OwnedFd>, runtime: Id, interest: Interest) -> io::Result<Self> {
+        let number = Number(socket.as_raw_fd());
+        // SAFETY: the number is that of an open socket and stays so while the `AsyncFd` is there, since
+        // the registration owns both and drops or forgets it first.
+        let reactor = unsafe { AsyncFd::register_with_interest(number, interest) }?;
+        Ok(Self {
+            runtime,
+            process: process::id(),
+            reactor: Some(reactor),
+            _socket: socket,
+        })
     }
 
     /// Whether it is with the runtime that is polling now.

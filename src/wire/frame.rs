@@ -176,6 +176,11 @@ const PAIRED_MAX: usize = 2 * CHUNK;
 /// A buffer that was made for less than this is not given up.
 const KEPT: usize = 4 * CHUNK;
 
+/// One that was made for more is, when nothing is in it, whatever comes: an idle stream is not to hold
+/// hundreds of megabytes. To have the kernel clear as many pages again takes no longer than to fill
+/// them.
+const KEPT_MAX: usize = 16 << 20;
+
 /// So many bytes are copied faster than their buffer is shared.
 const COPIED_MAX: usize = 1 << 10;
 
@@ -353,7 +358,8 @@ impl Splitter {
     #[inline]
     fn forget_large_buffer(&mut self, len: usize) {
         self.recent_len = len.max(self.recent_len - self.recent_len / 16);
-        if self.buffer.is_empty() && self.buffer_len_max > KEPT.max(4 * self.recent_len) {
+        let kept = (4 * self.recent_len).clamp(KEPT, KEPT_MAX);
+        if self.buffer.is_empty() && self.buffer_len_max > kept {
             self.buffer = BytesMut::new();
             self.buffer_len_max = 0;
         }

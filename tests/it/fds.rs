@@ -548,6 +548,118 @@ fn a_message_whose_descriptors_find_no_room_is_refused_alone() {
     });
 }
 
+/// A read ends inside of the header of a message, and its descriptors are dropped with it.
+#[test]
+fn a_message_never_has_the_descriptors_of_another() {
+    /// Fills the first read, but for some bytes of the next header.
+    const FIRST: usize = (64 << 10) - 16 - 12;
+    alone(async || {
+        let (tx, rx) = pipe::one_way::<(Vec<u8>, Vec<Fd<File>>)>().unwrap();
+        // The lengths of the two lists are sixteen bytes.
+        let padding = vec![0; FIRST - 16];
+        tx.send((padding, Vec::new())).await.unwrap();
+        let files = |text| vec![Fd(file(text))];
+        tx.send((b"one".to_vec(), files("one"))).await.unwrap();
+        tx.send((b"two".to_vec(), files("two"))).await.unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+
+        setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+        let padding = soon(rx.recv()).await;
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+
+        assert_eq!(padding.unwrap().1.len(), 0);
+        drop(tx);
+        let mut n = 0;
+        loop {
+            match soon(rx.recv()).await {
+                Ok((name, mut files)) => {
+                    let text = text_of(&mut *files.remove(0));
+                    assert_eq!(text.as_bytes(), name);
+                    n += 1;
+                }
+                Err(RecvError::OutOfFds) => (),
+                Err(end) => break assert!(matches!(end, RecvError::Closed), "{end:?}"),
+            }
+        }
+        assert!(n > 0);
+    });
+}
+
+#[tokio::test]
+async fn a_receiving_end_is_moved_with_half_a_message_of_many_descriptors() {
+    type Many = (Vec<Fd<File>>, Vec<u8>);
+    const FILES: usize = 600;
+    let (tx, rx) = pipe::one_way::<Many>().unwrap();
+    let (carrier, carried) = pipe::one_way::<PipeReceiver<Many>>().unwrap();
+    let shared = file("shared");
+    let files = (0..FILES)
+        .map(|_| Fd(shared.try_clone().unwrap()))
+        .collect();
+    let sender = tokio::spawn(async move { tx.send((files, vec![0; 20_000_000])).await });
+    {
+        // Polled until some of it has been read, and given up.
+        let mut recv = std::pin::pin!(rx.recv());
+        for _ in 0..10 {
+            assert!(futures::poll!(recv.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    let moving = tokio::spawn(async move { carrier.send(rx).await });
+    let rx = soon(carried.recv()).await.unwrap();
+    soon(moving).await.unwrap().unwrap();
+
+    let (files, bytes) = soon(rx.recv()).await.unwrap();
+    assert_eq!((files.len(), bytes.len()), (FILES, 20_000_000));
+    soon(sender).await.unwrap().unwrap();
+}
+
+#[test]
+fn what_was_accepted_is_sent_by_a_process_without_room_for_descriptors() {
+    alone(async || {
+        let (tx, rx) = pipe::one_way::<Vec<u8>>().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+
+        tx.try_send(vec![0; 5_000_000]).unwrap();
+        drop(tx);
+
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        assert_eq!(soon(rx.recv()).await.unwrap().len(), 5_000_000);
+        let end = soon(rx.recv()).await;
+        assert!(matches!(end, Err(RecvError::Closed)));
+    });
+}
+
+/// Looks like a sending end on its way, with more descriptors than a frame can have.
+#[derive(Debug)]
+struct Forged;
+
+impl Serialize for Forged {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (_, socket) = UnixStream::pair().unwrap();
+        let null = || Fd(File::open("/dev/null").unwrap());
+        let fds: Vec<Fd<File>> = (0..300).map(|_| null()).collect();
+        let (socket, limit) = (Fd(socket), 1000_u32);
+        (socket, limit, vec![(vec![0_u8; 4], fds)]).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Forged {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        PipeSender::<u8>::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+#[tokio::test]
+async fn a_sending_end_with_a_frame_that_cannot_be_is_refused() {
+    let (tx, rx) = pipe::one_way().unwrap();
+
+    tx.send(Forged).await.unwrap();
+
+    assert!(matches!(soon(rx.recv()).await, Err(RecvError::Decode(_))));
+}
+
 #[tokio::test]
 async fn tcp_connections_are_shared_with_who_receives_them() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

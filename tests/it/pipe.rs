@@ -18,6 +18,7 @@ use crate::process::suite::By;
 use crate::soon;
 
 mod between;
+mod rivals;
 
 macro_rules! by_both_safe_ways {
     ($($test:ident)*) => {

@@ -4,7 +4,6 @@
 //! whatever runtime or none. The thread is there only while something is left: it starts with the
 //! first endpoint that is passed to it, sleeps until a socket has room, and ends with the last.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,11 +16,13 @@ use crate::sys::socket::{self, Direction};
 
 /// How long to wait for what will pass without being told: a hand-over, or the kernel's limit of
 /// descriptors in flight.
-const AGAIN: Duration = Duration::from_millis(20);
+pub(super) const AGAIN: Duration = Duration::from_millis(20);
 
 static LEFTOVERS: Mutex<Leftovers> = Mutex::new(Leftovers {
     endpoints: Vec::new(),
-    thread: None,
+    process: 0,
+    is_running: false,
+    doorbell: None,
 });
 
 /// Told when nothing is left.
@@ -29,36 +30,44 @@ static ALL_SENT: Condvar = Condvar::new();
 
 struct Leftovers {
     endpoints: Vec<Arc<Shared>>,
-    /// The thread that is running, unless this is a forked child of its process.
-    thread: Option<(u32, Arc<EventFd>)>,
+    /// Whose endpoints and whose thread: what a forked child has inherited, its parent sends.
+    process: u32,
+    is_running: bool,
+    /// Wakes the thread for what has come. Without one, as there was no descriptor left, it looks
+    /// again and again.
+    doorbell: Option<Arc<EventFd>>,
 }
 
 /// Sends what `endpoint` holds as soon as its peer reads.
 pub(super) fn adopt(endpoint: &Arc<Shared>) {
     let mut leftovers = lock();
-    if leftovers
-        .endpoints
-        .iter()
-        .any(|known| Arc::ptr_eq(known, endpoint))
-    {
+    if leftovers.process != process::id() {
+        leftovers.process = process::id();
+        leftovers.is_running = false;
+        // The parent's, whose counters the child shares; and so are its sockets.
+        leftovers.doorbell = None;
+        leftovers.endpoints.clear();
+    }
+    let endpoints = &mut leftovers.endpoints;
+    if endpoints.iter().all(|known| !Arc::ptr_eq(known, endpoint)) {
+        endpoints.push(Arc::clone(endpoint));
+    }
+    if leftovers.is_running {
+        if let Some(doorbell) = &leftovers.doorbell {
+            doorbell.raise();
+        }
         return;
     }
-    match &leftovers.thread {
-        Some((process, doorbell)) if *process == process::id() => {
-            doorbell.raise();
-            leftovers.endpoints.push(Arc::clone(endpoint));
-        }
-        _ => {
-            // What a forked child has inherited, its parent sends.
-            leftovers.endpoints = vec![Arc::clone(endpoint)];
-            leftovers.thread = None;
-            match start() {
-                Ok(doorbell) => leftovers.thread = Some((process::id(), doorbell)),
-                Err(error) => {
-                    tracing::warn!("cannot start the thread that sends what is left: {error}");
-                    leftovers.endpoints.clear();
-                }
-            }
+    if leftovers.doorbell.is_none() {
+        leftovers.doorbell = EventFd::new().ok().map(Arc::new);
+    }
+    let doorbell = leftovers.doorbell.clone();
+    let thread = thread::Builder::new().name("mp-leftovers".to_owned());
+    match thread.spawn(move || run(doorbell.as_deref())) {
+        Ok(_) => leftovers.is_running = true,
+        // Until the next time, when there may be room for a thread again.
+        Err(error) => {
+            tracing::warn!("cannot start the thread that sends what is left: {error}");
         }
     }
 }
@@ -67,7 +76,7 @@ pub(super) fn adopt(endpoint: &Arc<Shared>) {
 pub(crate) fn wait_for_leftovers(limit: Duration) {
     let until = Instant::now() + limit;
     let mut leftovers = lock();
-    while matches!(&leftovers.thread, Some((process, _)) if *process == process::id()) {
+    while leftovers.is_running && leftovers.process == process::id() {
         let Some(left) = until.checked_duration_since(Instant::now()) else {
             return;
         };
@@ -80,43 +89,39 @@ fn lock() -> MutexGuard<'static, Leftovers> {
     LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn start() -> io::Result<Arc<EventFd>> {
-    let doorbell = Arc::new(EventFd::new()?);
-    let rung = Arc::clone(&doorbell);
-    thread::Builder::new()
-        .name("mp-leftovers".to_owned())
-        .spawn(move || run(&rung))?;
-    Ok(doorbell)
-}
-
-fn run(doorbell: &EventFd) {
+fn run(doorbell: Option<&EventFd>) {
     loop {
-        doorbell.lower();
+        if let Some(doorbell) = doorbell {
+            doorbell.lower();
+        }
         let endpoints = lock().endpoints.clone();
         let mut full: Vec<Arc<OwnedFd>> = Vec::new();
-        let mut done = Vec::new();
-        let mut limit = None;
-        for endpoint in endpoints {
+        let mut limit = doorbell.is_none().then_some(AGAIN);
+        for endpoint in &endpoints {
             match endpoint.write_leftovers() {
-                Leftover::Nothing => done.push(endpoint),
+                Leftover::Nothing => (),
                 Leftover::Wait(socket) => full.push(socket),
                 Leftover::TryLater => limit = Some(AGAIN),
             }
         }
         let mut leftovers = lock();
-        let is_done =
-            |endpoint: &Arc<Shared>| done.iter().any(|other| Arc::ptr_eq(endpoint, other));
-        leftovers.endpoints.retain(|endpoint| !is_done(endpoint));
+        // Asked again under the lock: somebody may have queued more since the writing, and have been
+        // content that the endpoint is known here.
+        leftovers
+            .endpoints
+            .retain(|endpoint| endpoint.has_leftovers());
         if leftovers.endpoints.is_empty() {
-            leftovers.thread = None;
+            leftovers.is_running = false;
+            leftovers.doorbell = None;
             ALL_SENT.notify_all();
             return;
         }
         drop(leftovers);
-        drop(done);
+        // What they end, if these were the last, is not ended under the lock.
+        drop(endpoints);
         let room = full.iter().map(|socket| (socket.as_fd(), Direction::Out));
-        let rung = (doorbell.as_fd(), Direction::In);
-        let awaited: Vec<(BorrowedFd<'_>, Direction)> = room.chain([rung]).collect();
+        let rung = doorbell.map(|doorbell| (doorbell.as_fd(), Direction::In));
+        let awaited: Vec<(BorrowedFd<'_>, Direction)> = room.chain(rung).collect();
         // A failure is that of memory, and passes.
         if socket::wait_for_any(&awaited, limit).is_err() {
             thread::sleep(AGAIN);

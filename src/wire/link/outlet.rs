@@ -17,6 +17,10 @@
 //! encoded, and a slice of the caller's from where it is ([`send_slice`](Outlet::send_slice)); only
 //! when that future is dropped half-way is the rest copied into the queue.
 //!
+//! Once a frame is accepted nothing but the end of the pipe can be reported of it. What the kernel does
+//! not take for another reason than a full socket, such as too many descriptors in flight, stays in the
+//! queue, and the leftovers thread tries again.
+//!
 //! Back-pressure is waiting at the *gate*, which is fair. While nobody waits there and there is room
 //! a frame passes by it.
 
@@ -30,6 +34,8 @@ use std::process;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::thread;
+use std::time::Duration;
 
 use futures::future::{Either, select};
 use tokio::io::Interest;
@@ -37,6 +43,7 @@ use tokio::sync::{Mutex as Gate, MutexGuard as GateGuard, Notify};
 use tokio::task::coop;
 
 use super::{LEAVING, LEFT, Life, Pace, leftovers};
+use crate::sys::eventfd::EventFd;
 use crate::sys::reactor::Registration;
 use crate::sys::socket::{self, Direction, Wait};
 use crate::wire::fds::{Moving, Outgoing};
@@ -49,8 +56,9 @@ const QUEUED_MAX: usize = 64 << 10;
 /// A frame up to this length is copied behind others, a longer one is not copied.
 const COPIED_MAX: usize = 8 << 10;
 
-/// A buffer up to this size is kept whatever is sent.
+/// A buffer up to this size is kept whatever is sent, and a larger one than the other never.
 const KEPT: usize = 256 << 10;
+const KEPT_MAX: usize = 16 << 20;
 
 /// The registration is given up after so many writes that were not refused.
 const CALM_MAX: u32 = 64;
@@ -115,6 +123,8 @@ struct State {
     n_waiting: usize,
     /// The task that polls.
     waker: Option<Waker>,
+    /// The threads that wait for progress.
+    bells: Vec<Arc<EventFd>>,
     /// Empty buffers for the queue, and to encode long frames into.
     spares: Vec<Vec<u8>>,
     recent_len: usize,
@@ -172,12 +182,22 @@ enum Attempt {
 }
 
 /// What a look at the queue showed.
-enum Look {
+enum Look<S> {
     Done,
-    /// The socket is full.
-    Full(Arc<Registration>),
-    /// The end is on its way somewhere else, which may fail.
+    /// The socket is full, and this tells of room.
+    Full(S),
+    /// Nothing can be done here: the end is on its way somewhere else, which may fail, or somebody else
+    /// has been told to try again.
     OnHold,
+}
+
+/// Whether the queue was written as far as somebody wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Enough {
+    Yes,
+    No,
+    /// No, and the kernel does not take more for a reason that will pass.
+    Refused,
 }
 
 impl Outlet {
@@ -199,6 +219,7 @@ impl Outlet {
             calm: 0,
             n_waiting: 0,
             waker: None,
+            bells: Vec::new(),
             spares: Vec::new(),
             recent_len: 0,
             pace: Pace::default(),
@@ -330,7 +351,16 @@ impl Outlet {
             }
         };
         drop((gate, at_gate));
-        self.0.blocking_until(|state| Ok(state.written >= target))
+        while let Err(refusal) = self.0.blocking_until(|state| Ok(state.written >= target)) {
+            let Refusal::Os(error) = refusal else {
+                return Err(refusal);
+            };
+            // A failure to wait is that of memory, and passes.
+            tracing::debug!(%error, "a pipe is written by another thread");
+            leftovers::adopt(&self.0);
+            thread::sleep(leftovers::AGAIN);
+        }
+        Ok(())
     }
 
     /// Sends a frame whose body is `body`, which is copied only into the socket.
@@ -343,7 +373,15 @@ impl Outlet {
         let gate = shared.gate.lock().await;
         shared.until(|state| Ok(state.queue.is_empty())).await?;
         let mut lent = Lent::new(shared, header, body, gate)?;
-        shared.until(|state| lent.write(state)).await
+        match shared.until(|state| lent.write(state)).await {
+            Err(Refusal::Os(_)) if lent.sent > 0 => {
+                // It has begun, so it is sent.
+                drop(lent);
+                let target = shared.state().accepted;
+                shared.written(target).await
+            }
+            result => result,
+        }
     }
 
     /// Reserves the end for a hand-over: the socket, what it holds, and that it is moving.
@@ -433,6 +471,7 @@ impl Shared {
     fn tell(&self, own: usize) {
         let (n_waiting, waker) = {
             let mut state = self.state();
+            state.bells.iter().for_each(|bell| bell.raise());
             (state.n_waiting, state.waker.take())
         };
         if n_waiting > own {
@@ -445,7 +484,11 @@ impl Shared {
 
     /// Waits for room; gives the byte up to which the queue is to be written, or nothing if the
     /// frame is in the socket.
-    async fn accept(&self, mut encoded: Encoded, write: Write) -> Result<Option<u64>, Refusal> {
+    async fn accept(
+        self: &Arc<Self>,
+        mut encoded: Encoded,
+        write: Write,
+    ) -> Result<Option<u64>, Refusal> {
         coop::consume_budget().await;
         match self.try_accept(&mut encoded, write, Way::PastGate)? {
             Accepted::Written => return Ok(None),
@@ -498,17 +541,42 @@ impl Shared {
     async fn written(self: &Arc<Self>, target: u64) -> Result<(), Refusal> {
         let mut unwritten = Unwritten(Some(self));
         let result = self.until(|state| Ok(state.written >= target)).await;
+        if let Err(Refusal::Os(error)) = result {
+            // This runtime cannot wait for the socket. Somebody else can.
+            tracing::debug!(%error, "a pipe is written by another thread");
+            drop(unwritten);
+            return self.heard(target).await;
+        }
         unwritten.0 = None;
         result
     }
 
+    /// Waits until somebody else has written the queue up to `target`.
+    async fn heard(&self, target: u64) -> Result<(), Refusal> {
+        let _waiting = Waiting::new(self);
+        loop {
+            let mut progress = pin!(self.progress.notified());
+            progress.as_mut().enable();
+            {
+                let state = self.state();
+                if state.is_closed {
+                    return Err(Refusal::Closed);
+                }
+                if state.written >= target {
+                    return Ok(());
+                }
+            }
+            progress.await;
+        }
+    }
+
     /// Writes, and waits for room and writes, until `done`.
     async fn until(
-        &self,
+        self: &Arc<Self>,
         mut done: impl FnMut(&mut State) -> io::Result<bool>,
     ) -> Result<(), Refusal> {
         // Seen first without the cost of waiting.
-        if let Look::Done = self.look(Attempt::IfRoom, 0, &mut done)? {
+        if let Look::Done = self.look_once(Attempt::IfRoom, 0, &mut done)? {
             return Ok(());
         }
         let _waiting = Waiting::new(self);
@@ -516,7 +584,7 @@ impl Shared {
             let mut progress = pin!(self.progress.notified());
             // From here on no progress is missed.
             progress.as_mut().enable();
-            let registration = match self.look(Attempt::IfRoom, 1, &mut done)? {
+            let registration = match self.look_once(Attempt::IfRoom, 1, &mut done)? {
                 Look::Done => return Ok(()),
                 Look::OnHold => {
                     progress.await;
@@ -527,7 +595,7 @@ impl Shared {
             let writable = pin!(registration.reactor().writable());
             match select(writable, progress).await {
                 Either::Left((Ok(mut ready), _)) => {
-                    match self.look(Attempt::Always, 1, &mut done)? {
+                    match self.look_once(Attempt::Always, 1, &mut done)? {
                         Look::Done => return Ok(()),
                         Look::Full(_) => ready.clear_ready(),
                         Look::OnHold => (),
@@ -541,23 +609,25 @@ impl Shared {
 
     /// The same for the one task that polls.
     fn poll_until(
-        &self,
+        self: &Arc<Self>,
         cx: &mut Context<'_>,
         mut done: impl FnMut(&mut State) -> io::Result<bool>,
     ) -> Poll<Result<(), Refusal>> {
         loop {
-            if let Look::Done = self.look(Attempt::IfRoom, 0, &mut done)? {
+            if let Look::Done = self.look_once(Attempt::IfRoom, 0, &mut done)? {
                 return Poll::Ready(Ok(()));
             }
-            self.state().waker = Some(cx.waker().clone());
+            let former = self.state().waker.replace(cx.waker().clone());
+            // What it ends, if it was the last of a task, is not ended under the lock.
+            drop(former);
             // Looked at again, now that no progress is missed.
-            let registration = match self.look(Attempt::IfRoom, 0, &mut done)? {
+            let registration = match self.look_once(Attempt::IfRoom, 0, &mut done)? {
                 Look::Done => return Poll::Ready(Ok(())),
                 Look::OnHold => return Poll::Pending,
                 Look::Full(registration) => registration,
             };
             match ready!(registration.reactor().poll_write_ready(cx)) {
-                Ok(mut ready) => match self.look(Attempt::Always, 0, &mut done)? {
+                Ok(mut ready) => match self.look_once(Attempt::Always, 0, &mut done)? {
                     Look::Done => return Poll::Ready(Ok(())),
                     Look::Full(_) => ready.clear_ready(),
                     Look::OnHold => (),
@@ -569,44 +639,69 @@ impl Shared {
 
     /// The same with the whole thread.
     fn blocking_until(
-        &self,
+        self: &Arc<Self>,
         mut done: impl FnMut(&mut State) -> io::Result<bool>,
     ) -> Result<(), Refusal> {
+        let socket = |state: &mut State| state.socket();
+        // Seen first without the cost of waiting.
+        if let Look::Done = self.look(Attempt::Always, 0, &mut done, socket)? {
+            return Ok(());
+        }
+        let listening = Listening::new(self);
         loop {
-            let mut state = self.state();
-            let is_done = state.look(Attempt::Always, &mut done)?;
-            let socket = state.socket.clone();
-            drop(state);
-            match (is_done, socket) {
-                (true, _) => return Ok(()),
-                (false, Some(socket)) => {
-                    socket::wait_for(&socket, Direction::Out).map_err(Refusal::Os)?;
+            // From here on no progress is missed.
+            let (bell, limit) = listening.bell();
+            match self.look(Attempt::Always, 0, &mut done, socket)? {
+                Look::Done => return Ok(()),
+                Look::OnHold => socket::wait_for_any(bell.as_slice(), limit),
+                Look::Full(socket) => {
+                    let room = (socket.as_fd(), Direction::Out);
+                    let awaited: Vec<_> = bell.into_iter().chain([room]).collect();
+                    socket::wait_for_any(&awaited, limit)
                 }
-                (false, None) => return Err(Refusal::Closed),
             }
+            .map_err(Refusal::Os)?;
         }
     }
 
-    /// Writes what can be written, and asks whether that is enough.
-    fn look(
-        &self,
+    /// The same as [`look`](Self::look) for a task.
+    fn look_once(
+        self: &Arc<Self>,
         attempt: Attempt,
         own: usize,
         done: &mut impl FnMut(&mut State) -> io::Result<bool>,
-    ) -> Result<Look, Refusal> {
+    ) -> Result<Look<Arc<Registration>>, Refusal> {
+        self.look(attempt, own, done, State::registration)
+    }
+
+    /// Writes what can be written, and asks whether that is enough; `own` of those who wait for progress
+    /// are the caller.
+    fn look<S>(
+        self: &Arc<Self>,
+        attempt: Attempt,
+        own: usize,
+        done: &mut impl FnMut(&mut State) -> io::Result<bool>,
+        full: impl FnOnce(&mut State) -> io::Result<S>,
+    ) -> Result<Look<S>, Refusal> {
         let mut state = self.state();
         let written = state.written;
-        let is_done = state.look(attempt, done);
-        let has_news = (state.written != written || is_done.is_err()) && state.is_awaited(own);
-        let look = match is_done {
+        let enough = state.look(attempt, done);
+        let has_news = (state.written != written || enough.is_err()) && state.is_awaited(own);
+        let is_refused = matches!(enough, Ok(Enough::Refused));
+        let look = match enough {
             Err(refusal) => Err(refusal),
-            Ok(true) => Ok(Look::Done),
-            Ok(false) if state.life == Life::Leaving => Ok(Look::OnHold),
-            Ok(false) => state.registration().map(Look::Full).map_err(Refusal::Os),
+            Ok(Enough::Yes) => Ok(Look::Done),
+            Ok(Enough::No) if state.life != Life::Leaving => {
+                full(&mut state).map(Look::Full).map_err(Refusal::Os)
+            }
+            Ok(_) => Ok(Look::OnHold),
         };
         drop(state);
         if has_news {
             self.tell(own);
+        }
+        if is_refused {
+            leftovers::adopt(self);
         }
         look
     }
@@ -617,6 +712,15 @@ impl Shared {
         }
         self.state().registration = None;
         Ok(())
+    }
+
+    /// Whether there is anything to write, now or when a hand-over has failed.
+    pub(super) fn has_leftovers(&self) -> bool {
+        let state = self.state();
+        state.life != Life::Left
+            && !state.is_closed
+            && state.socket.is_some()
+            && !state.queue.is_empty()
     }
 
     /// Writes what can be written, for the thread that does nothing else.
@@ -692,6 +796,41 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.state().n_waiting -= 1;
+    }
+}
+
+/// A thread that waits for progress.
+struct Listening<'a> {
+    shared: &'a Shared,
+    /// None if there was no descriptor left: then it looks again and again.
+    bell: Option<Arc<EventFd>>,
+}
+
+impl<'a> Listening<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let bell = EventFd::new().ok().map(Arc::new);
+        shared.state().bells.extend(bell.clone());
+        Self { shared, bell }
+    }
+
+    /// What tells of progress from now on, and how long to wait for it.
+    fn bell(&self) -> (Option<(BorrowedFd<'_>, Direction)>, Option<Duration>) {
+        match &self.bell {
+            Some(bell) => {
+                bell.lower();
+                (Some((bell.as_fd(), Direction::In)), None)
+            }
+            None => (None, Some(leftovers::AGAIN)),
+        }
+    }
+}
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        if let Some(own) = &self.bell {
+            let mut state = self.shared.state();
+            state.bells.retain(|bell| !Arc::ptr_eq(bell, own));
+        }
     }
 }
 
@@ -784,7 +923,12 @@ impl State {
 
     /// Whether anybody beside the `own` that the caller is waits for progress.
     fn is_awaited(&self, own: usize) -> bool {
-        self.n_waiting > own || self.waker.is_some()
+        self.n_waiting > own || self.waker.is_some() || !self.bells.is_empty()
+    }
+
+    fn socket(&self) -> io::Result<Arc<OwnedFd>> {
+        let socket = self.socket.as_ref().map(Arc::clone);
+        socket.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     fn registration(&mut self) -> io::Result<Arc<Registration>> {
@@ -806,23 +950,23 @@ impl State {
         &mut self,
         attempt: Attempt,
         done: &mut impl FnMut(&mut Self) -> io::Result<bool>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Enough, Refusal> {
         let may_write = attempt == Attempt::Always || !self.is_full;
-        let mut result = match self.life {
-            Life::Here if may_write => self.write().map(drop),
-            Life::Here | Life::Left => Ok(()),
-            Life::Leaving => return Ok(false),
-        };
-        let mut is_done = false;
-        if result.is_ok() {
-            match done(self) {
-                Ok(enough) => is_done = enough,
-                Err(error) => result = Err(error),
+        let mut enough = Enough::No;
+        match self.life {
+            Life::Here => {
+                if may_write && self.write().is_err() {
+                    enough = Enough::Refused;
+                }
             }
+            Life::Left => (),
+            Life::Leaving => return Ok(Enough::No),
         }
-        match result {
+        let done = done(self);
+        match done {
             _ if self.is_closed => Err(Refusal::Closed),
-            Ok(()) => Ok(is_done),
+            Ok(true) => Ok(Enough::Yes),
+            Ok(false) => Ok(enough),
             Err(error) => Err(Refusal::Os(error)),
         }
     }
@@ -859,7 +1003,9 @@ impl State {
     fn accept(&mut self, encoded: &mut Encoded, write: Write) -> Result<Accepted, Refusal> {
         self.check()?;
         if self.queued >= QUEUED_MAX {
-            self.write().map_err(|error| self.refusal(error))?;
+            if self.write().is_err() {
+                self.check()?;
+            }
             if self.queued >= QUEUED_MAX {
                 return Ok(Accepted::NoRoom);
             }
@@ -878,26 +1024,39 @@ impl State {
                 return Ok(Accepted::Written);
             }
         }
-        let before = (self.queue.len(), self.accepted, self.written);
+        let n_before = self.queue.len();
         self.push_frame(&mut encoded.bytes, start, encoded.outgoing.fds());
+        let n_own = self.queue.len() - n_before;
         if write == Write::Now
             && start == 0
             && let Err(error) = self.write()
         {
             let refusal = self.refusal(error);
-            if before.0 == 0 && before.2 == self.written && !self.is_closed {
-                // None of it has been sent, so all of it can be taken back.
-                self.queue.clear();
-                self.queued = 0;
-                self.accepted = before.1;
+            self.check()?;
+            if self.take_back(n_own) {
                 return Err(refusal);
             }
-            self.check()?;
         }
         match self.queue.is_empty() {
             true => Ok(Accepted::Written),
             false => Ok(Accepted::Queued(self.accepted)),
         }
+    }
+
+    /// Takes the last `n` segments, which are one frame, off the queue if none of it has been sent.
+    fn take_back(&mut self, n: usize) -> bool {
+        let Some(first) = self.queue.len().checked_sub(n) else {
+            return false;
+        };
+        // It may also lie behind others in one segment.
+        if n == 0 || self.queue[first].start > 0 {
+            return false;
+        }
+        let lens = self.queue.drain(first..).map(|segment| segment.bytes.len());
+        let len: usize = lens.sum();
+        self.queued -= len;
+        self.accepted -= len as u64;
+        true
     }
 
     fn refusal(&self, error: io::Error) -> Refusal {
@@ -1046,7 +1205,7 @@ impl State {
 
     /// Keeps a buffer for the next frame.
     fn recycle(&mut self, mut bytes: Vec<u8>) {
-        let kept = KEPT.max(4 * self.recent_len);
+        let kept = (4 * self.recent_len).clamp(KEPT, KEPT_MAX);
         if self.spares.len() < 2 && bytes.capacity() <= kept {
             bytes.clear();
             self.spares.push(bytes);
