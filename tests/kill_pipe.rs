@@ -14,7 +14,6 @@
 //! takes every instruction; `--only=`, `--stride=`, `--seconds=` (of each operation) and `--visits=`
 //! (of each instruction between two system calls) take fewer.
 
-use std::collections::HashMap;
 use std::env;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -33,7 +32,7 @@ use tokio_multiprocess::pipe::{self, PipeReceiver, PipeSender};
 use tokio_multiprocess::{Process, RecvError, SendFailure, StartMethod};
 
 use crate::trace::Traced;
-use crate::walk::Walk;
+use crate::walk::Point;
 
 #[expect(dead_code, reason = "it is shared, and others need more of it")]
 #[path = "kill/trace.rs"]
@@ -354,16 +353,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// An instruction of the program.
-#[derive(Clone, Copy, Debug)]
-struct Point {
-    /// How many system calls come before it.
-    calls: u64,
-    place: u64,
-    /// How many times it has come since the last of them, with this one.
-    nth: u64,
-}
-
 fn run(campaign: &Campaign, effort: Effort, runtime: &Runtime) -> Result<usize, String> {
     let begun = Instant::now();
     let has_time = || begun.elapsed() < effort.time;
@@ -446,7 +435,7 @@ impl Victim {
         let thread = Traced::seize(process.pid(), i32::from_le_bytes(tid))?;
         go.write_all(&[0])?;
         // Behind the call that takes the order, in which it may have been interrupted or not.
-        if !thread.pass_call() {
+        if !thread.pass_call(stands) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(Self {
@@ -459,7 +448,7 @@ impl Victim {
 
     /// Goes on past so many system calls. False when the act is over before.
     fn pass(&self, calls: u64) -> bool {
-        let passes = |thread: &Traced| thread.pass_call() && !has_reported(&self.report);
+        let passes = |thread: &Traced| thread.pass_call(stands) && !has_reported(&self.report);
         let mut thread = self.thread.iter();
         thread.any(|thread| (0..calls).all(|_| passes(thread)))
     }
@@ -470,23 +459,15 @@ impl Victim {
         if !self.pass(calls) {
             return false;
         }
-        let mut times = HashMap::new();
         if let Some(thread) = &self.thread {
-            while goes_on(found.len()) && thread.walk() == Walk::OwnCode {
-                let place = thread.place();
-                let nth = *times
-                    .entry(place)
-                    .and_modify(|times| *times += 1)
-                    .or_insert(1);
-                found.push(Point { calls, place, nth });
-            }
+            thread.explore(calls, found, goes_on);
         }
         true
     }
 
     /// Goes on to an instruction. False when it takes another way.
     fn advance(&self, point: Point) -> bool {
-        let goes = |thread: &Traced| thread.run_to(point.place, point.nth) == Walk::OwnCode;
+        let goes = |thread: &Traced| thread.run_to(point);
         self.pass(point.calls) && self.thread.as_ref().is_some_and(goes)
     }
 
@@ -501,6 +482,11 @@ impl Drop for Victim {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Comes back when the victim stands still, however long that takes. False when it has ended.
+fn stands(victim: &Traced) -> bool {
+    victim.has_stopped(0) == Some(true)
 }
 
 fn has_reported(report: &PipeReader) -> bool {

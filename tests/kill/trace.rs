@@ -28,8 +28,8 @@ pub(crate) struct Traced {
     n_calls: Cell<u64>,
     /// It sleeps in a system call, where it was going on by one instruction.
     sleeps: Cell<bool>,
-    /// It is running to a breakpoint.
-    runs: Cell<bool>,
+    /// Where it is to stop.
+    breakpoint: Cell<Option<u64>>,
     /// Where the program's own code lies in that process.
     code: Vec<Range<u64>>,
 }
@@ -64,7 +64,7 @@ impl Traced {
             shared,
             n_calls: Cell::new(0),
             sleeps: Cell::new(false),
-            runs: Cell::new(false),
+            breakpoint: Cell::new(None),
             code,
         };
         match this.has_stopped(0) {
@@ -90,7 +90,7 @@ impl Traced {
         let Some(back) = self.way_back() else {
             return self.step();
         };
-        if self.breakpoint(Some(back)).is_err() {
+        if self.break_at(Some(back)).is_err() {
             return Step::Ended;
         }
         self.go_on(libc::PTRACE_CONT)
@@ -100,17 +100,20 @@ impl Traced {
         if !self.sleeps.get() && request(how, self.tid).is_err() {
             return Step::Ended;
         }
+        match self.wait() {
+            Step::Done if self.break_at(None).is_err() => Step::Ended,
+            step => step,
+        }
+    }
+
+    /// Waits until it stands still again, or sleeps in the kernel.
+    pub(crate) fn wait(&self) -> Step {
         self.sleeps.set(false);
         let start = Instant::now();
         let mut asleep_since = None;
         loop {
             match self.has_stopped(libc::WNOHANG) {
-                Some(true) => {
-                    return match self.breakpoint(None) {
-                        Ok(()) => Step::Done,
-                        Err(_) => Step::Ended,
-                    };
-                }
+                Some(true) => return Step::Done,
                 Some(false) => return Step::Ended,
                 None => thread::yield_now(),
             }
@@ -171,7 +174,7 @@ impl Traced {
             let _ = request(libc::PTRACE_INTERRUPT, self.tid);
             let _ = self.has_stopped(0);
         }
-        let _ = self.breakpoint(None);
+        let _ = self.break_at(None);
         let _ = request(libc::PTRACE_DETACH, self.tid);
     }
 
@@ -203,19 +206,25 @@ impl Traced {
         None
     }
 
-    /// Has the thread, and no other one of the process, stop before this instruction; or at none.
+    /// Has the processor stop the thread, and no other one of the process, before the instruction at
+    /// `place`, or nowhere.
     #[cfg(target_arch = "x86_64")]
-    fn breakpoint(&self, place: Option<u64>) -> io::Result<()> {
-        if self.runs.replace(place.is_some()) == place.is_some() {
+    pub(crate) fn break_at(&self, place: Option<u64>) -> io::Result<()> {
+        if self.breakpoint.replace(place) == place {
             return Ok(());
         }
-        let first = std::mem::offset_of!(libc::user, u_debugreg);
-        let enabled = u64::from(place.is_some());
-        for (register, value) in [(0, place.unwrap_or(0)), (7, enabled)] {
-            let at = (first + register * 8) as *mut libc::c_void;
-            let value = value as *mut libc::c_void;
+        let registers = std::mem::offset_of!(libc::user, u_debugreg);
+        let place_of = |i: usize| ptr::without_provenance_mut::<libc::c_void>(registers + 8 * i);
+        let values: &[_] = match place {
+            // The first is a place of an instruction, and in use.
+            Some(place) => &[(0, place), (7, 1)],
+            None => &[(7, 0)],
+        };
+        for (i, value) in values {
+            let value = ptr::without_provenance_mut::<libc::c_void>(*value as usize);
             // SAFETY: sets a debug register of the other thread.
-            let done = unsafe { libc::ptrace(libc::PTRACE_POKEUSER, self.tid, at, value) };
+            let done =
+                unsafe { libc::ptrace(libc::PTRACE_POKEUSER, self.tid, place_of(*i), value) };
             if done == -1 {
                 return Err(io::Error::last_os_error());
             }
@@ -224,8 +233,8 @@ impl Traced {
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn breakpoint(&self, _: Option<u64>) -> io::Result<()> {
-        self.runs.set(false);
+    fn break_at(&self, place: Option<u64>) -> io::Result<()> {
+        self.breakpoint.set(place);
         Ok(())
     }
 

@@ -6,14 +6,25 @@
     reason = "ptrace, of which nothing safe exists for one thread"
 )]
 
+use std::collections::HashMap;
 use std::io;
 use std::ptr;
 
 use crate::trace::{Traced, request};
 
+/// An instruction of the program, as a thread comes to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Point {
+    /// How many system calls come before it.
+    pub(crate) calls: u64,
+    pub(crate) place: u64,
+    /// How many times it has come since the last of them, with this one.
+    pub(crate) nth: u64,
+}
+
 /// Where a walk has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Walk {
+enum Walk {
     /// Before an instruction of the program.
     OwnCode,
     /// Before a system call.
@@ -23,18 +34,36 @@ pub(crate) enum Walk {
 }
 
 impl Traced {
-    /// Goes on past the next system call, however long that takes. False when the thread has ended.
-    pub(crate) fn pass_call(&self) -> bool {
+    /// Goes on past the next system call; `waits` comes back when the thread stands still again, and
+    /// may give up. False when it has, or when the thread has ended.
+    pub(crate) fn pass_call(&self, mut waits: impl FnMut(&Self) -> bool) -> bool {
         // Stops at the entry and at the exit.
-        (0..2).all(|_| {
-            request(libc::PTRACE_SYSCALL, self.tid).is_ok() && self.has_stopped(0) == Some(true)
-        })
+        (0..2).all(|_| request(libc::PTRACE_SYSCALL, self.tid).is_ok() && waits(self))
+    }
+
+    /// Goes through the instructions behind the system call at which the thread stands, up to the next
+    /// one, and lists them in `found` as those behind so many `calls`.
+    pub(crate) fn explore(
+        &self,
+        calls: u64,
+        found: &mut Vec<Point>,
+        goes_on: impl Fn(usize) -> bool,
+    ) {
+        let mut times = HashMap::new();
+        while goes_on(found.len()) && self.walk() == Walk::OwnCode {
+            let place = self.place();
+            let nth = *times
+                .entry(place)
+                .and_modify(|times| *times += 1)
+                .or_insert(1);
+            found.push(Point { calls, place, nth });
+        }
     }
 
     /// Goes on to the next instruction of the program or to the next system call. What the C library
     /// does in between is done at full speed.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn walk(&self) -> Walk {
+    fn walk(&self) -> Walk {
         /// `syscall`, little-endian.
         const CALL: u64 = 0x050f;
         loop {
@@ -80,7 +109,7 @@ impl Traced {
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    pub(crate) fn walk(&self) -> Walk {
+    fn walk(&self) -> Walk {
         match request(libc::PTRACE_SINGLESTEP, self.tid).is_ok()
             && self.has_stopped(0) == Some(true)
         {
@@ -91,63 +120,31 @@ impl Traced {
 
     /// Where the next instruction stands in the program.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn place(&self) -> u64 {
+    fn place(&self) -> u64 {
         self.registers().map_or(0, |registers| registers.rip)
     }
 
     /// Every instruction stands at the same place, and is told by how many come before it.
     #[cfg(not(target_arch = "x86_64"))]
-    pub(crate) fn place(&self) -> u64 {
+    fn place(&self) -> u64 {
         0
     }
 
-    /// Goes on at full speed to where the instruction at `place` comes for the `nth` time, unless a
-    /// system call comes before.
+    /// Goes on at full speed to an instruction behind the system call at which the thread stands. False
+    /// when it takes another way, and then it stands at the next system call.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn run_to(&self, place: u64, nth: u64) -> Walk {
-        if self.break_at(Some(place)).is_err() {
-            return Walk::Ended;
-        }
-        for _ in 0..nth {
-            let went = request(libc::PTRACE_SYSCALL, self.tid).is_ok()
-                && self.has_stopped(0) == Some(true);
-            if !went {
-                return Walk::Ended;
-            }
-            if self.place() != place {
-                return Walk::Call;
-            }
-        }
-        Walk::OwnCode
+    pub(crate) fn run_to(&self, point: Point) -> bool {
+        self.break_at(Some(point.place)).is_ok()
+            && (0..point.nth).all(|_| {
+                request(libc::PTRACE_SYSCALL, self.tid).is_ok()
+                    && self.has_stopped(0) == Some(true)
+                    && self.place() == point.place
+            })
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    pub(crate) fn run_to(&self, _place: u64, nth: u64) -> Walk {
-        let mut walks = (0..nth).map(|_| self.walk());
-        walks
-            .find(|walk| *walk != Walk::OwnCode)
-            .unwrap_or(Walk::OwnCode)
-    }
-
-    /// Has the processor stop the thread before the instruction at `place`, or nowhere.
-    #[cfg(target_arch = "x86_64")]
-    fn break_at(&self, place: Option<u64>) -> io::Result<()> {
-        let registers = std::mem::offset_of!(libc::user, u_debugreg);
-        let place_of = |i: usize| ptr::without_provenance_mut::<libc::c_void>(registers + 8 * i);
-        let values = match place {
-            // The first is a place of an instruction, and in use.
-            Some(place) => [(0, place), (7, 1)],
-            None => [(7, 0), (0, 0)],
-        };
-        for (i, value) in values {
-            let value = ptr::without_provenance_mut::<libc::c_void>(value as usize);
-            // SAFETY: the request takes two numbers.
-            let done = unsafe { libc::ptrace(libc::PTRACE_POKEUSER, self.tid, place_of(i), value) };
-            if done == -1 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
+    pub(crate) fn run_to(&self, point: Point) -> bool {
+        (0..point.nth).all(|_| self.walk() == Walk::OwnCode)
     }
 
     /// What stands in the thread's memory.
