@@ -38,6 +38,7 @@ use crate::walk::Point;
 #[path = "kill/trace.rs"]
 mod trace;
 
+#[expect(dead_code, reason = "as above")]
 #[path = "kill/walk.rs"]
 mod walk;
 

@@ -1,29 +1,39 @@
 //! Every instruction of a queue's `put` and `get`: killed there, preempted there, stopped there.
 //!
-//! A victim performs one operation while this process, which looks after the queue, single-steps it.
-//! At each instruction of the program's own code it is killed, or others come and do their part while
-//! it stands still, or both. Where the victim sleeps, somebody gives it what it waits for, and the
-//! steps go on. After each blow, and before anybody moves again, nobody may wait for an item that is
-//! there, or for room that is there: a queue heals itself with the next put or get, so what is
-//! checked is progress when all rest. Then the queue is emptied: every item has been got once, and
-//! whole, but for the one that a killed getter had.
+//! A victim performs one operation while this process, which looks after the queue, traces it. At
+//! each instruction of the program's own code it is killed, or others come and do their part while it
+//! stands still, or both. Where the victim sleeps, somebody gives it what it waits for, and it goes
+//! on. After each blow, and before anybody moves again, nobody may wait for an item that is there, or
+//! for room that is there: a queue heals itself with the next put or get, so what is checked is
+//! progress when all rest. Then the queue is emptied: every item has been got once, and whole, but
+//! for the one that a killed getter had.
+//!
+//! For each system call of the operation a few victims are taken through all instructions behind it,
+//! up to the next call. Each of these instructions is then a point to which another victim is brought:
+//! it runs at full speed to the same call and on to the same instruction, which the processor watches.
+//! A victim that takes another way suffers the blow at its next call, and another one is sent; a
+//! point that none of them comes to is counted as strayed.
 //!
 //! `cargo test --test kill_queue` takes a sample; `cargo test --release --test kill_queue -- --full`
-//! takes every instruction (`--only=put` those of one operation) and prints the table. A build with
-//! `RUSTFLAGS="--cfg mutants"` and `-- --mutants` breaks one rule of the queue after the other, and
-//! each of those that are listed must be found.
+//! takes every visit of every instruction and prints the table; `--only=put` (the operation),
+//! `--stride=`, `--seconds=` (of each line) and `--visits=` (of each instruction between two system
+//! calls) take fewer. A build with `RUSTFLAGS="--cfg mutants"` and `-- --mutants` breaks one rule of
+//! the queue after the other, and each of those that are listed must be found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::env;
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::runtime::{Builder, Runtime};
@@ -31,11 +41,19 @@ use tokio::time::timeout;
 use tokio_multiprocess::fd::Fd;
 use tokio_multiprocess::{AsyncQueue, Process};
 
+use crate::route::Route;
 use crate::trace::{Step, Traced};
+use crate::walk::Point;
+
+#[path = "kill/route.rs"]
+mod route;
 
 #[expect(dead_code, reason = "it is shared, and others need more of it")]
 #[path = "kill/trace.rs"]
 mod trace;
+
+#[path = "kill/walk.rs"]
+mod walk;
 
 /// How long something may take that must come.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -44,11 +62,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const SMALL: usize = 16;
 const LARGE: usize = 10_000;
 
-/// How far the second pass over the instructions begins behind the first.
-const PASS: u64 = 83;
+/// So many victims are sent to a point before it counts as strayed.
+const N_TRIES: usize = 8;
 
-/// How much the queue's memory may have grown in the end.
-const GROWTH_MAX: u64 = 128 << 10;
+/// Bytes of an item that takes all blocks that a queue has at first.
+const ALL_BLOCKS: usize = (32 << 12) - 64;
+
+/// How much the queue's memory may have grown in the end. What the last ones had may not be free yet.
+const GROWTH_MAX: u64 = 32 << 10;
 
 /// A number, and bytes that must follow from it. They are encoded at once, not one by one, which
 /// would be all that is seen.
@@ -304,8 +325,10 @@ impl Campaign {
 struct Effort {
     /// Every so many instructions.
     stride: u64,
-    /// So often, each time at others.
-    n_passes: u64,
+    /// Of one instruction, so many visits between two system calls.
+    visits: u64,
+    /// So many victims show what lies behind a system call.
+    n_walks: usize,
     /// At most so long a campaign.
     time: Duration,
 }
@@ -316,104 +339,298 @@ fn main() -> ExitCode {
     if wants("--list") {
         return ExitCode::SUCCESS;
     }
-    if wants("--mutants") {
-        return mutants();
-    }
-    if let Err(error) = stay_on_one_cpu() {
-        println!("cannot stay on one processor: {error}");
-        return ExitCode::FAILURE;
-    }
     let value = |flag: &str| {
-        let values = arguments
+        arguments
             .iter()
-            .find_map(|argument| argument.strip_prefix(flag));
-        values.map(str::to_owned)
+            .find_map(|argument| argument.strip_prefix(flag))
     };
     let number = |flag: &str| value(flag).and_then(|value| value.parse().ok());
-    let (stride, milliseconds) = match (wants("--full"), wants("--mutant")) {
-        (true, _) => (1, 600_000),
-        // A prime, so that the passes come to all of them.
-        (_, true) => (211, 6_000),
-        // Without optimisation an operation has ten times as many.
-        _ if cfg!(debug_assertions) => (4001, 400),
-        _ => (487, 600),
+    let (stride, n_walks, milliseconds) = match () {
+        () if wants("--full") => (1, 4, 3_600_000),
+        () if wants("--mutant") => (1, 1, 6_000),
+        () => (16, 1, 1_600),
     };
     let effort = Effort {
-        stride: number("--stride=").unwrap_or(stride),
-        n_passes: if wants("--mutant") { 211 } else { 1 },
-        time: Duration::from_millis(number("--milliseconds=").unwrap_or(milliseconds)),
+        stride: number("--stride=").unwrap_or(stride).max(1),
+        visits: number("--visits=").unwrap_or(u64::MAX),
+        n_walks,
+        time: Duration::from_millis(number("--seconds=").map_or(milliseconds, |n| 1000 * n)),
     };
-    let only = value("--only=");
-    println!(
-        "{:<16} {:<20} {:>7} {:>6} {:>6} {:>9} {:>8}",
-        "operation", "at each instruction", "points", "in", "lost", "grown", "seconds"
-    );
-    let mut failed = false;
-    for campaign in CAMPAIGNS {
-        if only.as_ref().is_some_and(|only| campaign.name() != *only) {
-            continue;
-        }
-        if let Err(error) = run(campaign, effort) {
-            println!("{:<16} {:<20} {error}", campaign.name(), campaign.blow());
-            failed = true;
-        }
-        if failed && wants("--mutant") {
-            break;
-        }
-    }
-    if failed {
-        ExitCode::FAILURE
-    } else {
+    let is_fine = match number("--line=") {
+        _ if wants("--mutants") => mutants(),
+        _ if wants("--mutant") => CAMPAIGNS.iter().all(|campaign| run(campaign, effort)),
+        Some(line) => run(&CAMPAIGNS[line as usize], effort),
+        None => campaigns(&arguments, value("--only=")),
+    };
+    if is_fine {
         ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 
-/// Has this process and its children share a processor: then nobody spins, which would only be more
-/// of the same instructions, and a step costs no more than a switch to the victim and back.
-fn stay_on_one_cpu() -> nix::Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(sched_getcpu()?)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)
+/// Prints the table, each line of which is the work of another process. False if something is wrong.
+fn campaigns(arguments: &[String], only: Option<&str>) -> bool {
+    println!(
+        "{:<16} {:<20} {:>5} {:>7} {:>7} {:>8} {:>6} {:>6} {:>9} {:>7} {:>8}",
+        "operation",
+        "at each instruction",
+        "calls",
+        "points",
+        "runs",
+        "strayed",
+        "in",
+        "lost",
+        "grown",
+        "faults",
+        "seconds"
+    );
+    let begun = Instant::now();
+    let lines =
+        (0..CAMPAIGNS.len()).filter(|line| only.is_none_or(|only| CAMPAIGNS[*line].name() == only));
+    let runs = lines.map(|line| {
+        let mut run = this_program();
+        run.args(arguments).arg(format!("--line={line}"));
+        run.stderr(Stdio::inherit());
+        run
+    });
+    let mut is_fine = true;
+    side_by_side(runs.collect(), |_, output| {
+        is_fine &= output.status.success();
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        _ = io::stdout().flush();
+    });
+    println!("all in {:.0} s", begun.elapsed().as_secs_f64());
+    is_fine
+}
+
+fn this_program() -> Command {
+    Command::new(env::current_exe().expect("it runs"))
+}
+
+/// Runs one of them on each processor at a time, and hands over what they print, in their order.
+///
+/// A run and its children share a processor: then nobody spins, which would only be more of the same
+/// instructions, and going on costs no more than a switch to the victim and back.
+fn side_by_side(runs: Vec<Command>, mut report: impl FnMut(usize, Output)) {
+    let runs = Mutex::new(runs.into_iter().enumerate());
+    let (tell, told) = mpsc::channel();
+    let allowed = sched_getaffinity(Pid::from_raw(0)).expect("a set of processors");
+    thread::scope(|scope| {
+        for cpu in (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true)) {
+            let (tell, runs) = (tell.clone(), &runs);
+            scope.spawn(move || {
+                let mut cpus = CpuSet::new();
+                cpus.set(cpu).expect("a processor");
+                sched_setaffinity(Pid::from_raw(0), &cpus).expect("to be allowed there");
+                let next = || runs.lock().unwrap_or_else(PoisonError::into_inner).next();
+                while let Some((place, mut run)) = next() {
+                    let output = run.output().expect("this program");
+                    if tell.send((place, output)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(tell);
+        let mut early = BTreeMap::new();
+        let mut next = 0;
+        for (place, output) in told {
+            early.insert(place, output);
+            while let Some(output) = early.remove(&next) {
+                report(next, output);
+                next += 1;
+            }
+        }
+    });
 }
 
 /// What is said of a point that went wrong.
 type Fault = String;
 
-fn run(campaign: &Campaign, effort: Effort) -> Result<(), Fault> {
-    let begun = Instant::now();
-    let mut stage = Stage::new(campaign).map_err(|error| error.to_string())?;
-    let grown_before = memory_of_queues();
-    let (mut points, mut n_in, mut n_lost) = (0, 0, 0);
-    let mut is_over = false;
-    // First those at the stride, then others between them, so that little time sees a bit of all.
-    for pass in 0..effort.n_passes {
-        let mut at = pass * PASS % effort.stride;
-        is_over = false;
-        while !is_over && begun.elapsed() < effort.time {
-            let point = stage
-                .point(campaign, at)
-                .map_err(|fault| format!("at instruction {at}: {fault}"))?;
-            is_over = point.is_over;
-            points += 1;
-            n_in += usize::from(point.is_in);
-            n_lost += usize::from(point.is_lost);
-            at += effort.stride;
-        }
-    }
-    let grown = memory_of_queues().saturating_sub(grown_before);
+/// A campaign under way.
+struct Tour<'a> {
+    campaign: &'a Campaign,
+    effort: Effort,
+    begun: Instant,
+    /// System calls of the operation.
+    n_calls: u64,
+    /// Instructions behind them.
+    n_points: usize,
+    /// Victims.
+    n_runs: usize,
+    /// Points that no victim came to.
+    n_strayed: usize,
+    n_in: usize,
+    n_lost: usize,
+    /// Bytes that are never free again.
+    grown: u64,
+    /// All was visited that the stride asks for.
+    is_complete: bool,
+}
+
+/// Visits all points and prints the line. False if something is wrong.
+fn run(campaign: &Campaign, effort: Effort) -> bool {
+    // Not without the process that prints the table.
+    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+    let mut tour = Tour {
+        campaign,
+        effort,
+        begun: Instant::now(),
+        n_calls: 0,
+        n_points: 0,
+        n_runs: 0,
+        n_strayed: 0,
+        n_in: 0,
+        n_lost: 0,
+        grown: 0,
+        is_complete: true,
+    };
+    let fault = tour.go().err();
     println!(
-        "{:<16} {:<20} {points:>7} {n_in:>6} {n_lost:>6} {:>5} KiB {:>8.1}{}",
+        "{:<16} {:<20} {:>5} {:>7} {:>7} {:>8} {:>6} {:>6} {:>5} KiB {:>7} {:>8.1}{}",
         campaign.name(),
         campaign.blow(),
-        grown >> 10,
-        begun.elapsed().as_secs_f64(),
-        if is_over { "" } else { " (a part)" },
+        tour.n_calls,
+        tour.n_points,
+        tour.n_runs,
+        tour.n_strayed,
+        tour.n_in,
+        tour.n_lost,
+        tour.grown >> 10,
+        usize::from(fault.is_some()),
+        tour.begun.elapsed().as_secs_f64(),
+        if tour.is_complete { "" } else { " (a part)" },
     );
-    if grown > GROWTH_MAX {
-        return Err(format!("leaks: {grown} bytes"));
+    if let Some(fault) = &fault {
+        println!("{:<16} {:<20} {fault}", campaign.name(), campaign.blow());
     }
-    Ok(())
+    fault.is_none()
 }
+
+impl Tour<'_> {
+    fn go(&mut self) -> Result<(), Fault> {
+        let mut stage = self.stage()?;
+        let grown_before = memory_of_queues();
+        let points = self.explore(&mut stage)?;
+        let strayed = self.visit(&mut stage, points)?;
+        stage.touch_all()?;
+        self.grown = memory_of_queues().saturating_sub(grown_before);
+        if self.grown > GROWTH_MAX {
+            return Err(format!("leaks: {} bytes", self.grown));
+        }
+        self.seek(strayed)
+    }
+
+    /// A queue that is new, and others who use it.
+    fn stage(&self) -> Result<Stage, Fault> {
+        let stage = Stage::new(self.campaign);
+        let mut stage = stage.map_err(|error| error.to_string())?;
+        stage.touch_all()?;
+        Ok(stage)
+    }
+
+    /// Notes how a victim fared; tells how far it came.
+    fn count(&mut self, outcome: &Outcome) -> Went {
+        self.n_runs += 1;
+        self.n_in += usize::from(outcome.is_in);
+        self.n_lost += usize::from(outcome.is_lost);
+        outcome.went
+    }
+
+    fn has_time(&mut self) -> bool {
+        let has_time = self.begun.elapsed() < self.effort.time;
+        self.is_complete &= has_time;
+        has_time
+    }
+
+    /// Finds out in half of the time which instructions there are.
+    fn explore(&mut self, stage: &mut Stage) -> Result<Vec<Point>, Fault> {
+        let (begun, effort) = (self.begun, self.effort);
+        let mut n_expected = 1_u32;
+        let outcome = stage.point(self.campaign, |victim, asleep| {
+            while victim.pass(1, asleep)? == Went::There {
+                n_expected += 1;
+            }
+            Ok(Went::Over)
+        });
+        self.count(&outcome.map_err(|fault| format!("at the end: {fault}"))?);
+        let mut points = Vec::new();
+        let mut known = HashSet::new();
+        let mut is_over = false;
+        while !is_over {
+            let calls = self.n_calls;
+            // What lies behind one call leaves time for what lies behind the next.
+            let left = (effort.time / 2).saturating_sub(begun.elapsed());
+            let n_left = n_expected.saturating_sub(calls as u32).max(1);
+            let until = begun.elapsed() + left / n_left;
+            let goes_on = || begun.elapsed() < until;
+            is_over = true;
+            for _ in 0..effort.n_walks {
+                let mut found = Vec::new();
+                let outcome = stage.point(self.campaign, |victim, asleep| {
+                    victim.explore(calls, &mut found, asleep, |_| goes_on())
+                });
+                let outcome = outcome.map_err(|fault| format!("behind call {calls}: {fault}"))?;
+                is_over &= self.count(&outcome) == Went::Over;
+                found.retain(|point| point.nth <= effort.visits && known.insert(*point));
+                points.append(&mut found);
+            }
+            self.n_calls += u64::from(!is_over);
+            self.is_complete &= goes_on();
+        }
+        self.n_points = points.len();
+        Ok(points)
+    }
+
+    /// Brings a victim to each of the points; tells to which none came.
+    fn visit(&mut self, stage: &mut Stage, points: Vec<Point>) -> Result<Vec<Point>, Fault> {
+        let mut strayed = Vec::new();
+        let mut route = Route::new(self.effort.stride);
+        route.ends_before(points.len() as u64);
+        for at in route {
+            if !self.has_time() {
+                break;
+            }
+            let point = points[at as usize];
+            if !self.tries(stage, point, Victim::run_to)? {
+                strayed.push(point);
+            }
+        }
+        Ok(strayed)
+    }
+
+    /// Sends victims to points to which none came, as those went who found them: in a queue that is
+    /// new, and in the end instruction by instruction.
+    fn seek(&mut self, points: Vec<Point>) -> Result<(), Fault> {
+        for point in points {
+            let mut came = false;
+            for go in [Victim::run_to as Go, Victim::walk_to] {
+                if !came && self.has_time() {
+                    let mut stage = self.stage()?;
+                    came = self.tries(&mut stage, point, go)?;
+                }
+            }
+            self.n_strayed += usize::from(!came);
+        }
+        Ok(())
+    }
+
+    /// Sends one victim after the other to a point. False if none comes there.
+    fn tries(&mut self, stage: &mut Stage, point: Point, go: Go) -> Result<bool, Fault> {
+        for _ in 0..N_TRIES {
+            let outcome = stage.point(self.campaign, |victim, asleep| go(victim, point, asleep));
+            let outcome = outcome.map_err(|fault| format!("at {point:x?}: {fault}"))?;
+            if self.count(&outcome) == Went::There {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// How a victim goes to a point.
+type Go = fn(&Victim, Point, &mut dyn FnMut() -> bool) -> Result<Went, Fault>;
 
 /// Bytes that the queues of this process take.
 fn memory_of_queues() -> u64 {
@@ -432,10 +649,20 @@ fn memory_of_queues() -> u64 {
     sizes.values().sum()
 }
 
-/// What came of a point that went well.
-struct Point {
-    /// The operation has no so many instructions.
-    is_over: bool,
+/// How far a victim has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Went {
+    /// To where it should.
+    There,
+    /// Another way, and it stands at its next system call.
+    Astray,
+    /// To the end of its act.
+    Over,
+}
+
+/// What came of a victim that did nobody harm.
+struct Outcome {
+    went: Went,
     /// The victim's item was in the queue.
     is_in: bool,
     /// The item that a killed getter had is lost with it.
@@ -478,7 +705,23 @@ impl Stage {
         self.next
     }
 
-    fn point(&mut self, campaign: &Campaign, at: u64) -> Result<Point, Fault> {
+    /// Uses all blocks, so that memory grows from then on only by those that are never free again.
+    fn touch_all(&mut self) -> Result<(), Fault> {
+        let mut books = Books::default();
+        let number = self.number();
+        let len = ALL_BLOCKS;
+        let put = self.queue.try_put(Item { number, len });
+        put.map_err(|_| "no room for an item that takes all blocks")?;
+        self.empty(&mut books)
+    }
+
+    /// Has a victim go somewhere, deals it the blow there, and sees everybody else go on. While the
+    /// victim sleeps, `go` asks its second argument whether to wait for it.
+    fn point(
+        &mut self,
+        campaign: &Campaign,
+        go: impl FnOnce(&Victim, &mut dyn FnMut() -> bool) -> Result<Went, Fault>,
+    ) -> Result<Outcome, Fault> {
         let mut books = Books::default();
         for _ in 0..campaign.filled {
             let number = self.number();
@@ -493,14 +736,12 @@ impl Stage {
         let mut victim = Victim::start(&self.runtime, &self.queue, campaign.victim, number)
             .map_err(|error| error.to_string())?;
         let mut reliefs: Vec<(Act, u64, bool)> = Vec::new();
-        let mut since = Instant::now();
-        let is_over = {
+        let mut since = None;
+        let went = {
             let reliever = &mut self.others[n_rest];
             let (reliefs, next) = (&mut reliefs, &mut self.next);
-            !victim.advance(at, || {
-                let Some(act) = campaign.relief else {
-                    return false;
-                };
+            go(&victim, &mut || {
+                let since = since.get_or_insert_with(Instant::now);
                 if let Some((_, number, is_done)) = reliefs.last_mut()
                     && !*is_done
                     && let Some(done) = reliever.finished()
@@ -509,14 +750,17 @@ impl Stage {
                 }
                 // Those who were there before the victim get it first.
                 let is_ready = reliefs.last().is_none_or(|(_, _, is_done)| *is_done);
-                if is_ready && reliefs.len() <= n_early {
+                if let Some(act) = campaign.relief
+                    && is_ready
+                    && reliefs.len() <= n_early
+                {
                     *next += 1;
                     reliefs.push((act, *next, false));
-                    since = Instant::now();
+                    *since = Instant::now();
                     return reliever.tell(act, *next).is_ok();
                 }
-                since.elapsed() < Duration::from_millis(20)
-            })
+                since.elapsed() < PATIENCE
+            })?
         };
         for (act, number, is_done) in reliefs {
             match is_done {
@@ -553,7 +797,7 @@ impl Stage {
         self.relieve(campaign, &mut victim, victim_has, &mut books)?;
         self.empty(&mut books)?;
         let finished = victim.player.n_finished > 0;
-        books.judge(campaign, number, finished, is_over)
+        books.judge(campaign, number, finished, went)
     }
 
     /// Has some of the others begin, one after the other.
@@ -745,8 +989,8 @@ impl Books {
         campaign: &Campaign,
         number: u64,
         finished: bool,
-        is_over: bool,
-    ) -> Result<Point, Fault> {
+        went: Went,
+    ) -> Result<Outcome, Fault> {
         let is_in = campaign.victim.puts() && self.got.contains(&number);
         if is_in && !finished {
             self.put(number);
@@ -767,8 +1011,8 @@ impl Books {
         if lost.len() > may_lose || self.got.iter().any(|number| !self.put.contains(number)) {
             return Err(format!("put {:?}, got {:?}", self.put, self.got));
         }
-        Ok(Point {
-            is_over,
+        Ok(Outcome {
+            went,
             is_in,
             is_lost: !lost.is_empty(),
         })
@@ -856,14 +1100,14 @@ impl Drop for Player {
     }
 }
 
-/// A player that performs one act, instruction by instruction.
+/// A player that performs one act, and stands still where it is looked at.
 struct Victim {
     player: Player,
     thread: Option<Traced>,
 }
 
 impl Victim {
-    /// A victim that stands before the first instruction of its act.
+    /// A victim that stands behind the call that takes its order.
     fn start(
         runtime: &Runtime,
         queue: &AsyncQueue<Item>,
@@ -873,35 +1117,69 @@ impl Victim {
         let mut player = Player::start(runtime, queue)?;
         let thread = Traced::seize(player.process.pid(), player.tid)?;
         player.tell(act, number)?;
+        // It may have been interrupted in that call, or before it.
+        if !thread.pass_call(|thread| thread.has_stopped(0) == Some(true)) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(Self {
             player,
             thread: Some(thread),
         })
     }
 
-    /// Goes on by `n` instructions of our own code. False when the act is over before.
-    fn advance(&mut self, n: u64, mut asleep: impl FnMut() -> bool) -> bool {
+    /// Goes on past so many system calls. When it sleeps there, `asleep` tells whether to wait for it.
+    fn pass(&self, calls: u64, asleep: &mut dyn FnMut() -> bool) -> Result<Went, Fault> {
         let Some(thread) = &self.thread else {
-            return false;
+            return Ok(Went::Over);
         };
-        let mut left = n;
-        while left > 0 {
-            match thread.step_over() {
-                Step::Done if thread.is_in_own_code() => left -= 1,
-                Step::Done => {
-                    if can_read(&self.player.reports) {
-                        return false;
-                    }
-                }
-                Step::Sleeps => {
-                    if can_read(&self.player.reports) || !asleep() {
-                        return false;
-                    }
-                }
-                Step::Ended => return false,
+        for _ in 0..calls {
+            if !thread.pass_call(|thread| stands(thread, asleep)) {
+                return Err("the victim sleeps for ever, or has ended".to_owned());
+            }
+            if can_read(&self.player.reports) {
+                return Ok(Went::Over);
             }
         }
-        !can_read(&self.player.reports)
+        Ok(Went::There)
+    }
+
+    /// Goes through all instructions behind a system call, which it lists.
+    fn explore(
+        &self,
+        calls: u64,
+        found: &mut Vec<Point>,
+        asleep: &mut dyn FnMut() -> bool,
+        goes_on: impl Fn(usize) -> bool,
+    ) -> Result<Went, Fault> {
+        let went = self.pass(calls, asleep)?;
+        if let (Went::There, Some(thread)) = (went, &self.thread) {
+            thread.explore(calls, found, goes_on);
+        }
+        Ok(went)
+    }
+
+    /// Goes on to an instruction, at full speed.
+    fn run_to(&self, point: Point, asleep: &mut dyn FnMut() -> bool) -> Result<Went, Fault> {
+        self.go_to(point, asleep, Traced::run_to)
+    }
+
+    /// The same, but it walks behind the last system call.
+    fn walk_to(&self, point: Point, asleep: &mut dyn FnMut() -> bool) -> Result<Went, Fault> {
+        self.go_to(point, asleep, Traced::walk_to)
+    }
+
+    fn go_to(
+        &self,
+        point: Point,
+        asleep: &mut dyn FnMut() -> bool,
+        comes: fn(&Traced, Point) -> bool,
+    ) -> Result<Went, Fault> {
+        let went = self.pass(point.calls, asleep)?;
+        let thread = self.thread.as_ref();
+        match went {
+            Went::There if !thread.is_some_and(|thread| comes(thread, point)) => Ok(Went::Astray),
+            went => Ok(went),
+        }
     }
 
     /// Lets it run on; it stays alive after its act.
@@ -924,39 +1202,42 @@ impl Drop for Victim {
     }
 }
 
+/// Comes back when the victim stands still. False when it has ended, or sleeps and `asleep` gives it up.
+fn stands(victim: &Traced, asleep: &mut dyn FnMut() -> bool) -> bool {
+    loop {
+        match victim.wait() {
+            Step::Sleeps if asleep() => (),
+            step => return step == Step::Done,
+        }
+    }
+}
+
 fn can_read(pipe: &PipeReader) -> bool {
     let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n_ready| n_ready > 0)
 }
 
-/// Breaks every rule, one after the other, and sees the campaigns fail.
-fn mutants() -> ExitCode {
-    let Ok(program) = env::current_exe() else {
-        return ExitCode::FAILURE;
-    };
+/// Breaks every rule, and sees the campaigns fail. False if they do not.
+fn mutants() -> bool {
+    let runs = RULES.map(|rule| {
+        let mut run = this_program();
+        run.arg("--mutant").env("TOKIO_MULTIPROCESS_BREAKS", rule);
+        run
+    });
     let mut n_missed = 0;
-    for rule in RULES {
-        let begun = Instant::now();
-        let ran = Command::new(&program)
-            .arg("--mutant")
-            .env("TOKIO_MULTIPROCESS_BREAKS", rule)
-            .output();
-        let found = ran.as_ref().is_ok_and(|output| !output.status.success());
-        let last = ran.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-        let last = last.unwrap_or_default();
-        let seconds = begun.elapsed().as_secs_f64();
+    let begun = Instant::now();
+    side_by_side(runs.into(), |place, output| {
+        let found = !output.status.success();
+        let printed = String::from_utf8_lossy(&output.stdout);
         let (verdict, how) = match found {
-            true => ("found", last.lines().last().unwrap_or_default()),
+            true => ("found", printed.lines().last().unwrap_or_default()),
             false => ("MISSED", ""),
         };
-        println!("{rule:<24} {verdict:<8} {seconds:>6.1} s  {how}");
+        println!("{:<24} {verdict:<8} {how}", RULES[place]);
         n_missed += usize::from(!found);
-    }
-    if n_missed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    });
+    println!("all in {:.0} s", begun.elapsed().as_secs_f64());
+    n_missed == 0
 }
 
 /// Rules whose breach shows in these campaigns. The search in the library finds the others.

@@ -21,7 +21,6 @@ mod campaign;
 mod cast;
 mod route;
 mod table;
-#[expect(dead_code, reason = "it is shared, and others need more of it")]
 mod trace;
 
 use std::env;

@@ -78,32 +78,11 @@ impl Traced {
     pub(crate) fn step(&self) -> Step {
         if !self.sleeps.get() {
             self.count_call();
+            if request(libc::PTRACE_SINGLESTEP, self.tid).is_err() {
+                return Step::Ended;
+            }
         }
-        self.go_on(libc::PTRACE_SINGLESTEP)
-    }
-
-    /// The same, but a function that is not the program's own is run to its end.
-    pub(crate) fn step_over(&self) -> Step {
-        if self.sleeps.get() {
-            return self.go_on(libc::PTRACE_CONT);
-        }
-        let Some(back) = self.way_back() else {
-            return self.step();
-        };
-        if self.break_at(Some(back)).is_err() {
-            return Step::Ended;
-        }
-        self.go_on(libc::PTRACE_CONT)
-    }
-
-    fn go_on(&self, how: libc::c_uint) -> Step {
-        if !self.sleeps.get() && request(how, self.tid).is_err() {
-            return Step::Ended;
-        }
-        match self.wait() {
-            Step::Done if self.break_at(None).is_err() => Step::Ended,
-            step => step,
-        }
+        self.wait()
     }
 
     /// Waits until it stands still again, or sleeps in the kernel.
@@ -183,27 +162,6 @@ impl Traced {
         // SAFETY: takes two numbers; the process is a child that nobody has reaped, as it runs.
         unsafe { libc::kill(pid as i32, libc::SIGKILL) };
         while self.has_stopped(0) == Some(true) {}
-    }
-
-    /// Where a function that is not the program's own was called from, at its first instruction.
-    #[cfg(target_arch = "x86_64")]
-    fn way_back(&self) -> Option<u64> {
-        let registers = self.registers().ok()?;
-        let is_own = |place: u64| self.code.iter().any(|code| code.contains(&place));
-        if is_own(registers.rip) {
-            return None;
-        }
-        // Called or jumped to: the top of the stack says where it returns to.
-        let top = registers.rsp as *mut libc::c_void;
-        let nothing = ptr::null_mut::<libc::c_void>();
-        // SAFETY: reads the other process' memory; an address that is none is an error.
-        let back = unsafe { libc::ptrace(libc::PTRACE_PEEKDATA, self.tid, top, nothing) } as u64;
-        is_own(back).then_some(back)
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn way_back(&self) -> Option<u64> {
-        None
     }
 
     /// Has the processor stop the thread, and no other one of the process, before the instruction at

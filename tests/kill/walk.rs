@@ -144,7 +144,16 @@ impl Traced {
 
     #[cfg(not(target_arch = "x86_64"))]
     pub(crate) fn run_to(&self, point: Point) -> bool {
-        (0..point.nth).all(|_| self.walk() == Walk::OwnCode)
+        self.walk_to(point)
+    }
+
+    /// The same, instruction by instruction.
+    pub(crate) fn walk_to(&self, point: Point) -> bool {
+        let mut n_left = point.nth;
+        while n_left > 0 && self.walk() == Walk::OwnCode {
+            n_left -= u64::from(self.place() == point.place);
+        }
+        n_left == 0
     }
 
     /// What stands in the thread's memory.
