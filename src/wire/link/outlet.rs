@@ -576,7 +576,7 @@ impl Shared {
         mut done: impl FnMut(&mut State) -> io::Result<bool>,
     ) -> Result<(), Refusal> {
         // Seen first without the cost of waiting.
-        if let Look::Done = self.look_once(Attempt::IfRoom, 0, &mut done)? {
+        if let Look::Done = self.look_as_task(Attempt::IfRoom, 0, &mut done)? {
             return Ok(());
         }
         let _waiting = Waiting::new(self);
@@ -584,7 +584,7 @@ impl Shared {
             let mut progress = pin!(self.progress.notified());
             // From here on no progress is missed.
             progress.as_mut().enable();
-            let registration = match self.look_once(Attempt::IfRoom, 1, &mut done)? {
+            let registration = match self.look_as_task(Attempt::IfRoom, 1, &mut done)? {
                 Look::Done => return Ok(()),
                 Look::OnHold => {
                     progress.await;
@@ -595,7 +595,7 @@ impl Shared {
             let writable = pin!(registration.reactor().writable());
             match select(writable, progress).await {
                 Either::Left((Ok(mut ready), _)) => {
-                    match self.look_once(Attempt::Always, 1, &mut done)? {
+                    match self.look_as_task(Attempt::Always, 1, &mut done)? {
                         Look::Done => return Ok(()),
                         Look::Full(_) => ready.clear_ready(),
                         Look::OnHold => (),
@@ -614,20 +614,20 @@ impl Shared {
         mut done: impl FnMut(&mut State) -> io::Result<bool>,
     ) -> Poll<Result<(), Refusal>> {
         loop {
-            if let Look::Done = self.look_once(Attempt::IfRoom, 0, &mut done)? {
+            if let Look::Done = self.look_as_task(Attempt::IfRoom, 0, &mut done)? {
                 return Poll::Ready(Ok(()));
             }
             let former = self.state().waker.replace(cx.waker().clone());
             // What it ends, if it was the last of a task, is not ended under the lock.
             drop(former);
             // Looked at again, now that no progress is missed.
-            let registration = match self.look_once(Attempt::IfRoom, 0, &mut done)? {
+            let registration = match self.look_as_task(Attempt::IfRoom, 0, &mut done)? {
                 Look::Done => return Poll::Ready(Ok(())),
                 Look::OnHold => return Poll::Pending,
                 Look::Full(registration) => registration,
             };
             match ready!(registration.reactor().poll_write_ready(cx)) {
-                Ok(mut ready) => match self.look_once(Attempt::Always, 0, &mut done)? {
+                Ok(mut ready) => match self.look_as_task(Attempt::Always, 0, &mut done)? {
                     Look::Done => return Poll::Ready(Ok(())),
                     Look::Full(_) => ready.clear_ready(),
                     Look::OnHold => (),
@@ -664,8 +664,8 @@ impl Shared {
         }
     }
 
-    /// The same as [`look`](Self::look) for a task.
-    fn look_once(
+    /// As [`look`](Self::look); a task waits for room by the reactor of its runtime.
+    fn look_as_task(
         self: &Arc<Self>,
         attempt: Attempt,
         own: usize,
