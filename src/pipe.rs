@@ -120,6 +120,10 @@ impl<T: Serialize> PipeSender<T> {
     /// The other end is gone, the value cannot be serialised or is too long, or this end has been
     /// sent away. The value comes back with the error.
     ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
+    ///
     /// # Cancel safety
     ///
     /// **Cancel safe:** a future that is dropped while it waits for room has sent nothing. After
@@ -138,6 +142,10 @@ impl<T: Serialize> PipeSender<T> {
     /// # Errors
     ///
     /// As [`send`](Self::send).
+    ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
     ///
     /// # Cancel safety
     ///
@@ -215,6 +223,10 @@ impl<T> PipeSender<T> {
     ///
     /// As [`send`](Self::send).
     ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
+    ///
     /// # Cancel safety
     ///
     /// **Cancel safe:** a future that is dropped before its first byte was sent has sent nothing.
@@ -259,6 +271,10 @@ impl<T> PipeSender<T> {
     /// # Errors
     ///
     /// The other end is gone.
+    ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
     ///
     /// # Cancel safety
     ///
@@ -316,6 +332,10 @@ impl<T: DeserializeOwned> PipeReceiver<T> {
     /// The pipe is closed or torn, the message is no `T` or too long, or this end has been sent
     /// away.
     ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
+    ///
     /// # Cancel safety
     ///
     /// **Cancel safe:** a future that is dropped has taken nothing from the pipe.
@@ -371,6 +391,10 @@ impl<T> PipeReceiver<T> {
     ///
     /// As [`recv`](Self::recv).
     ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
+    ///
     /// # Cancel safety
     ///
     /// **Cancel safe:** a future that is dropped has taken nothing from the pipe.
@@ -406,6 +430,10 @@ impl<T> PipeReceiver<T> {
     }
 
     /// Waits until receiving would not wait: a whole message is there, or the end.
+    ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
     ///
     /// # Cancel safety
     ///
@@ -516,6 +544,10 @@ impl<S, R> AsyncPipe<S, R> {
     ///
     /// The other end is gone.
     ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
+    ///
     /// # Cancel safety
     ///
     /// **Cancel safe:** what was accepted will be sent, though nobody waits for it.
@@ -559,6 +591,10 @@ impl<S, R> AsyncPipe<S, R> {
     }
 
     /// Waits until receiving would not wait: a whole message is there, or the end.
+    ///
+    /// # Panics
+    ///
+    /// It has to wait, and there is no runtime, or one without I/O.
     ///
     /// # Cancel safety
     ///
