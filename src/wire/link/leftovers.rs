@@ -96,20 +96,17 @@ fn run(doorbell: Option<&EventFd>) {
         }
         let endpoints = lock().endpoints.clone();
         let mut full: Vec<Arc<OwnedFd>> = Vec::new();
+        let mut written = Vec::new();
         let mut limit = doorbell.is_none().then_some(AGAIN);
         for endpoint in &endpoints {
             match endpoint.write_leftovers() {
-                Leftover::Nothing => (),
+                Leftover::Nothing => written.push(endpoint),
                 Leftover::Wait(socket) => full.push(socket),
                 Leftover::TryLater => limit = Some(AGAIN),
             }
         }
         let mut leftovers = lock();
-        // Asked again under the lock: somebody may have queued more since the writing, and have been
-        // content that the endpoint is known here.
-        leftovers
-            .endpoints
-            .retain(|endpoint| endpoint.has_leftovers());
+        let has_more = forget_empty(&mut leftovers.endpoints, &written);
         if leftovers.endpoints.is_empty() {
             leftovers.is_running = false;
             leftovers.doorbell = None;
@@ -119,6 +116,9 @@ fn run(doorbell: Option<&EventFd>) {
         drop(leftovers);
         // What they end, if these were the last, is not ended under the lock.
         drop(endpoints);
+        if has_more {
+            continue;
+        }
         let room = full.iter().map(|socket| (socket.as_fd(), Direction::Out));
         let rung = doorbell.map(|doorbell| (doorbell.as_fd(), Direction::In));
         let awaited: Vec<(BorrowedFd<'_>, Direction)> = room.chain(rung).collect();
@@ -126,5 +126,52 @@ fn run(doorbell: Option<&EventFd>) {
         if socket::wait_for_any(&awaited, limit).is_err() {
             thread::sleep(AGAIN);
         }
+    }
+}
+
+/// Forgets the endpoints that hold nothing, and tells whether one that was written to the end just now
+/// holds something again.
+///
+/// Called under the lock: somebody may have queued more since the writing, and have been content that
+/// the endpoint is known here. Nothing would tell of it while the thread sleeps, and the endpoint would
+/// stay open when its user has sent that by himself and dropped it.
+fn forget_empty(endpoints: &mut Vec<Arc<Shared>>, written: &[&Arc<Shared>]) -> bool {
+    let mut has_more = false;
+    endpoints.retain(|endpoint| {
+        let has_leftovers = endpoint.has_leftovers();
+        has_more |= has_leftovers && written.iter().any(|it| Arc::ptr_eq(it, endpoint));
+        has_leftovers
+    });
+    has_more
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::super::{Encoded, Outlet};
+    use super::*;
+    use crate::wire::fds::Outgoing;
+    use crate::wire::frame::{HEADER_LEN, Header};
+
+    #[test]
+    fn an_endpoint_that_got_more_is_kept_and_written_before_the_thread_sleeps() {
+        let (ours, _peer) = UnixStream::pair().unwrap();
+        let outlet = Outlet::new(ours.into(), u32::MAX, Vec::new());
+        let shared = outlet.shared();
+        let mut known = vec![Arc::clone(shared)];
+        let mut bytes = outlet.buffer();
+        bytes[..HEADER_LEN].copy_from_slice(&Header::new(1, 0, 0).to_bytes());
+        let outgoing = Outgoing::default();
+        outlet.start_send(Encoded { bytes, outgoing }).unwrap();
+
+        assert!(forget_empty(&mut known, &[shared]));
+        assert_eq!(known.len(), 1);
+        // One for whose room the thread waits is no reason to look again.
+        assert!(!forget_empty(&mut known, &[]));
+
+        assert!(matches!(shared.write_leftovers(), Leftover::Nothing));
+        assert!(!forget_empty(&mut known, &[shared]));
+        assert!(known.is_empty());
     }
 }

@@ -240,6 +240,11 @@ impl Outlet {
         }))
     }
 
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
     /// A buffer to encode a frame into, behind room for a header.
     #[inline]
     pub(crate) fn buffer(&self) -> Scratch {
