@@ -21,7 +21,9 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use crate::broker::barrier;
 use crate::broker::gate;
 use crate::broker::memory::Shared;
+use crate::broker::park;
 use crate::broker::queue;
+use crate::broker::vigil;
 use crate::broker::word;
 use crate::sys::memfd::Region;
 
@@ -42,9 +44,9 @@ const CONDITIONS: usize = 16;
 /// Who sleeps until a permit is free, without the broker, see [`super::park`].
 pub(crate) const SLEEPER: usize = 5;
 /// Who waits for a notification without the broker, see [`super::vigil`].
-pub(crate) const VIGILS: Range<usize> = 80..88;
+const VIGILS: Range<usize> = 80..88;
 /// How many have done so.
-pub(crate) const VIGILS_KEPT: usize = 88;
+const VIGILS_KEPT: usize = 88;
 
 /// How many conditions a lock can have.
 pub(crate) const CONDITIONS_MAX: usize = 64;
@@ -252,17 +254,6 @@ pub(crate) fn permits(region: &Region) -> Range<usize> {
     FIRST..FIRST + size(region)
 }
 
-/// Whether there is a permit that nobody has.
-pub(crate) fn has_permit(region: &Region) -> bool {
-    let mut free = permits(region).map(|word| region.word64(word * 8).load(Relaxed));
-    free.any(word::is_free) || ledger(region) > 0
-}
-
-/// Whether anybody waits by the broker for a permit: all words of an object say the same.
-pub(crate) fn has_queue(region: &Region) -> bool {
-    region.word64(FIRST * 8).load(Relaxed) & word::QUEUED != 0
-}
-
 /// The word of a lock.
 pub(crate) const LOCK: usize = FIRST;
 /// The word of an event.
@@ -271,6 +262,23 @@ pub(crate) const FLAG: usize = FIRST;
 pub(crate) const BARRIER: barrier::Layout = barrier::Layout {
     state: FIRST,
     waiting: FIRST + 1,
+};
+
+/// What a sleeper at a lock or a semaphore looks at.
+#[inline]
+pub(crate) fn park(region: &Region) -> park::Layout {
+    park::Layout {
+        sleeper: SLEEPER,
+        permits: permits(region),
+        ledger: LEDGER,
+    }
+}
+
+/// Who waits for a notification of a lock's conditions.
+pub(crate) const VIGIL: vigil::Layout = vigil::Layout {
+    vigils: VIGILS,
+    kept: VIGILS_KEPT,
+    conditions: CONDITIONS,
 };
 
 /// How the broker sees a lock or a semaphore.

@@ -7,7 +7,7 @@
 //! between any two.
 
 use std::convert::Infallible;
-use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{self, AcqRel, Relaxed, Release, SeqCst};
 
 use crate::sys::memfd::Region;
 
@@ -16,7 +16,7 @@ pub(crate) trait Memory {
     /// Why a step was not taken.
     type Stop;
 
-    /// Reads the word (acquire).
+    /// Reads the word (sequentially consistent, which costs no more than acquire where it matters).
     fn load(&mut self, word: usize) -> Result<u64, Self::Stop>;
 
     /// Replaces `old` by `new`, or tells what stood there instead.
@@ -101,7 +101,7 @@ impl Memory for Shared<'_> {
 
     #[inline]
     fn load(&mut self, word: usize) -> Result<u64, Infallible> {
-        Ok(self.0.word64(word * 8).load(Acquire))
+        Ok(self.0.word64(word * 8).load(SeqCst))
     }
 
     #[inline]
@@ -143,7 +143,7 @@ impl Memory for Shared<'_> {
 
 #[cfg(mutants)]
 impl Rule {
-    const ALL: [Self; 56] = [
+    const ALL: [Self; 57] = [
         Self::TakeRespectsDue,
         Self::GiveRespectsDue,
         Self::GivePokes,
@@ -175,6 +175,7 @@ impl Rule {
         Self::BarrierResetReleases,
         Self::ParkLooksAgain,
         Self::GiveWakesSleeper,
+        Self::VigilSleepIsOneStep,
         Self::VigilPassesOn,
         Self::VigilDeathPassesOn,
         Self::EventSetRings,
@@ -280,6 +281,8 @@ pub(crate) enum Rule {
     ParkLooksAgain,
     /// Who frees a permit wakes the sleeper.
     GiveWakesSleeper,
+    /// A waiter falls asleep by an exchange, which fails if it has been notified.
+    VigilSleepIsOneStep,
     /// A notified waiter that gives up passes the notification on.
     VigilPassesOn,
     /// A notified waiter that dies passes the notification on.

@@ -9,8 +9,9 @@
 //! Read in this order: [`memory`] (the steps of the protocols), [`word`] (locks and semaphores, the
 //! clients' side), [`gate`] (the broker's side), [`barrier`], [`flag`] (events), [`slot`] (where an
 //! answer and a cancellation meet), [`park`] and [`vigil`] (short sleeps that the broker knows nothing
-//! of). The exhaustive search that takes all of them through every order
-//! of steps, crashes and cancellations is [`search`].
+//! of). What of these needs a runtime, a thread or a clock is in [`waiting`], [`parking`] and
+//! [`watching`]. The exhaustive search that takes all of them through every order of steps, crashes
+//! and cancellations is [`search`].
 
 pub(crate) mod barrier;
 pub(crate) mod bell;
@@ -23,6 +24,7 @@ pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod object;
 pub(crate) mod park;
+pub(crate) mod parking;
 pub(crate) mod queue;
 #[cfg(test)]
 mod search;
@@ -31,4 +33,5 @@ pub(crate) mod slot;
 pub(crate) mod spin;
 pub(crate) mod vigil;
 pub(crate) mod waiting;
+pub(crate) mod watching;
 pub(crate) mod word;

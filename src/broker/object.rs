@@ -29,9 +29,10 @@ use crate::broker::flag;
 use crate::broker::layout::{self, Kind, Shape};
 use crate::broker::link::{Link, Sleepers};
 use crate::broker::mapped::Mapped;
-use crate::broker::memory::{Memory, Rule, Shared};
+use crate::broker::memory::Shared;
 use crate::broker::message::{Place, Says};
-use crate::broker::park::{self, Park};
+use crate::broker::park::{self, Rouse};
+use crate::broker::parking::Park;
 use crate::broker::queue;
 use crate::broker::queue::arena::Arena;
 use crate::broker::serve::Broker;
@@ -269,7 +270,7 @@ impl Object {
             && plain
                 .compare_exchange(me.into(), 0, SeqCst, Relaxed)
                 .is_ok();
-        if !done || park::has_sleeper(region) {
+        if !done || self.has_sleeper() {
             self.give_slowly(word, me, done);
         }
     }
@@ -284,14 +285,22 @@ impl Object {
         self.tell(tell, word);
     }
 
-    /// Wakes who sleeps until a permit is free, as one is.
-    fn wake_sleeper(&self) {
-        if self.words().breaks(Rule::GiveWakesSleeper) {
-            return;
+    #[inline]
+    fn has_sleeper(&self) -> bool {
+        let Ok(has_sleeper) = park::has_sleeper(&mut self.words(), layout::SLEEPER);
+        has_sleeper
+    }
+
+    fn rouse(&self, whom: Rouse) {
+        match whom {
+            Rouse::Process(client) => self.ring(client),
+            Rouse::Thread(word) => self.rouse_thread(word),
         }
-        if let Some(client) = park::take_out(self.region()) {
-            self.ring(client);
-        }
+    }
+
+    fn rouse_thread(&self, word: usize) {
+        // The upper half, on the little-endian machines that the crate supports.
+        futex::wake(self.region().word32(word * 8 + 4));
     }
 
     /// Rings the process with this number, directly if its bell is known.
@@ -304,19 +313,17 @@ impl Object {
         }
     }
 
-    /// Rings the process with this number, which then wants the lock: when that is given back, if this
-    /// process has it.
-    pub(crate) fn ring_with_lock(&self, client: u32) {
-        let region = self.region();
-        let lock = region.word64(layout::LOCK * 8);
-        let ours = |me: &u32| word::owner(lock.load(SeqCst)) == *me;
-        if self.me().is_ok_and(|me| ours(&me)) && park::park_for(region, client) {
-            // Whoever gives the lock back after this sees the sleeper; has it been before?
-            if self.me().is_ok_and(|me| ours(&me)) || !park::unpark(region, client) {
+    /// Wakes somebody who then wants the lock: a process when that is given back, if we have it.
+    pub(crate) fn rouse_with_lock(&self, whom: Rouse) {
+        if let (Rouse::Process(client), Ok(me)) = (whom, self.me()) {
+            let mut words = self.words();
+            let Ok(is_put_off) =
+                park::put_off(&mut words, layout::SLEEPER, layout::LOCK, me, client);
+            if is_put_off {
                 return;
             }
         }
-        self.ring(client);
+        self.rouse(whom);
     }
 
     /// What is known of the one of this process that is parked.
@@ -343,8 +350,9 @@ impl Object {
     #[inline]
     pub(crate) fn tell(&self, tell: Tell, word: usize) {
         // Also when the broker hands the permit to somebody else: then it is time to queue.
-        if park::has_sleeper(self.region()) {
-            self.wake_sleeper();
+        let Ok(sleeper) = park::given(&mut self.words(), layout::SLEEPER);
+        if let Some(sleeper) = sleeper {
+            self.rouse(sleeper);
         }
         match tell {
             Tell::Nothing => (),
@@ -421,9 +429,17 @@ impl Sleepers for Object {
         if matches!(self.kind, Kind::Lock | Kind::Semaphore) {
             // A bell that is to be rung is rung by the link.
             let me = self.me.load(Relaxed);
-            park::take_out_client(self.region(), me);
+            let mut words = self.words();
+            let Ok(sleeper) = park::take_out_client(&mut words, layout::SLEEPER, me);
+            if let Some(Rouse::Thread(word)) = sleeper {
+                self.rouse_thread(word);
+            }
             if self.kind == Kind::Lock {
-                vigil::rouse(self.region(), me);
+                let Ok(()) = vigil::rouse(&mut words, &layout::VIGIL, me, |whom| {
+                    if let Rouse::Thread(word) = whom {
+                        self.rouse_thread(word);
+                    }
+                });
             }
         }
         if self.kind == Kind::Event {

@@ -19,171 +19,60 @@
 //! wakes it: so a thread that is about to sleep on the word does not, and the next one can come.
 //!
 //! **Why no instruction is unsafe.** A giver that is killed, or stopped, between freeing and waking
-//! leaves a sleeper behind, whom its own process' patrol wakes, a millisecond or two later, and who
-//! queues then. A sleeper that is killed is taken out of the word by the sweep, and that a dead or
-//! stopped sleeper is woken harms nobody, since the permit stays free for all. A cancelled one takes
-//! itself out; a wake-up that it has got already tells nobody else anything new.
+//! leaves a sleeper behind, whom its own process' [patrol](super::parking) wakes, a millisecond or two
+//! later, and who queues then. A sleeper that is killed is taken out of the word by the sweep, and that
+//! a dead or stopped sleeper is woken harms nobody, since the permit stays free for all. A cancelled
+//! one takes itself out; a wake-up that it has got already tells nobody else anything new.
 //!
-//! **Patrol.** The supervisor of a process looks at its parked ones once a millisecond, as long as
-//! there are any: then they are in the queue, and there is no more timer.
+//! Here stands what is decided; how a waiter sleeps is in [`super::parking`].
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::ops::Range;
+use std::sync::atomic::Ordering::SeqCst;
 
-use crate::broker::layout;
 use crate::broker::memory::{Memory, Rule};
-use crate::broker::object::Object;
 use crate::broker::slot::Wake;
-use crate::error::CreatorGone;
-use crate::supervisor;
-use crate::sys::memfd::Region;
-use crate::sys::{fork_epoch, futex};
-
-/// How often the patrol looks.
-const PATROL: Duration = Duration::from_millis(1);
-
-/// How often a sleeper is woken in vain before it queues.
-const WAKES_MAX: u32 = 4;
+use crate::broker::word::{self, QUEUED};
 
 const ON_FUTEX: u64 = 1 << 32;
 /// Put down by a notifier: another value than that of the same process' own sleeper, so that the one
 /// does not take the other out.
 const NOTIFIED: u64 = 1 << 33;
 
-/// What an object knows of the one of this process that is parked.
-#[derive(Debug, Default)]
-pub(crate) struct Park {
-    /// Twice the turn, and one more while somebody is parked.
-    state: AtomicU64,
-    /// The state that the patrol has found twice.
-    expired: AtomicU64,
-    /// The patrol knows the object.
-    is_listed: AtomicBool,
+/// Where things lie among an object's words.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// Who sleeps.
+    pub(crate) sleeper: usize,
+    /// The permit words, of which all say whether somebody queues.
+    pub(crate) permits: Range<usize>,
+    /// How many permits only the broker can give.
+    pub(crate) ledger: usize,
 }
 
-impl Park {
-    /// In a forked child: nobody of it is parked.
-    pub(crate) fn forget(&self) {
-        self.state.fetch_and(!1, Relaxed);
-        self.is_listed.store(false, Relaxed);
-    }
+/// Whom a process has to wake, out of which word it has taken it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Rouse {
+    /// A thread that sleeps on the upper half of this word.
+    Thread(usize),
+    /// Whoever sleeps at the bell of the process with this number.
+    Process(u32),
 }
 
-/// A sleep under way. Dropping it takes the sleeper out of the word.
-#[derive(Debug)]
-pub(crate) struct Parking<'a> {
-    object: &'a Arc<Object>,
-    epoch: u64,
-    value: u64,
-    state: u64,
-    n_wakes: u32,
+/// What a sleeper finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found<T> {
+    /// What it waits for.
+    Taken(T),
+    /// It is time to queue.
+    Queue,
+    /// Nothing: sleep on.
+    Nothing,
+    /// It was woken in vain and has put itself down again: look again.
+    Again,
 }
 
-impl<'a> Parking<'a> {
-    /// Parks, if nobody else is parked or queues.
-    pub(crate) fn begin(object: &'a Arc<Object>, wake: Wake) -> Result<Option<Self>, CreatorGone> {
-        let me = object.me()?;
-        let park = object.park();
-        let state = park.state.load(Relaxed);
-        let region = object.region();
-        if layout::has_queue(region) || layout::ledger(region) > 0 || state & 1 != 0 {
-            return Ok(None);
-        }
-        let next = state + 3;
-        let begun = park.state.compare_exchange(state, next, AcqRel, Relaxed);
-        if begun.is_err() {
-            return Ok(None);
-        }
-        let parking = Self {
-            object,
-            epoch: fork_epoch::current(),
-            value: sleeper(me, wake),
-            state: next,
-            n_wakes: 0,
-        };
-        let is_in = list(object) && parking.put_down();
-        Ok(is_in.then_some(parking))
-    }
-
-    /// Puts the sleeper into the word, unless another one is there.
-    fn put_down(&self) -> bool {
-        let word = word(self.object.region());
-        let is_in = word
-            .compare_exchange(0, self.value, SeqCst, Relaxed)
-            .is_ok();
-        // In front of the look for a permit, see the module's text.
-        fence(SeqCst);
-        is_in
-    }
-
-    /// What there is to be had; nothing inside when it is time to queue. Nothing at all: sleep on.
-    fn look<T>(
-        &mut self,
-        take: &mut impl FnMut() -> Result<Option<T>, CreatorGone>,
-    ) -> Option<Result<Option<T>, CreatorGone>> {
-        if self.n_wakes == 0 && self.object.words().breaks(Rule::ParkLooksAgain) {
-            self.n_wakes = 1;
-            return None;
-        }
-        loop {
-            match take() {
-                Ok(None) => (),
-                found => return Some(found),
-            }
-            let region = self.object.region();
-            let is_expired = self.object.park().expired.load(Acquire) == self.state;
-            if is_expired || self.n_wakes > WAKES_MAX {
-                return Some(Ok(None));
-            }
-            if word(region).load(SeqCst) == self.value {
-                return None;
-            }
-            // It was woken for a permit that somebody else has got.
-            self.n_wakes += 1;
-            if layout::has_queue(region) || layout::ledger(region) > 0 || !self.put_down() {
-                return Some(Ok(None));
-            }
-        }
-    }
-
-    /// Sleeps until `take` finds something, or it is time to queue.
-    pub(crate) async fn wait<T>(
-        mut self,
-        mut take: impl FnMut() -> Result<Option<T>, CreatorGone>,
-    ) -> Result<Option<T>, CreatorGone> {
-        let (link, _) = self.object.link();
-        link.bell().listen(|| self.look(&mut take)).await
-    }
-
-    /// The same for a thread.
-    pub(crate) fn wait_blocking<T>(
-        mut self,
-        mut take: impl FnMut() -> Result<Option<T>, CreatorGone>,
-    ) -> Result<Option<T>, CreatorGone> {
-        loop {
-            if let Some(found) = self.look(&mut take) {
-                return found;
-            }
-            futex::wait(half(self.object.region()), (self.value >> 32) as u32);
-        }
-    }
-}
-
-impl Drop for Parking<'_> {
-    fn drop(&mut self) {
-        if self.epoch != fork_epoch::current() {
-            return;
-        }
-        // A failure means that somebody is about to wake us.
-        let word = word(self.object.region());
-        let _ = word.compare_exchange(self.value, 0, SeqCst, Relaxed);
-        self.object.park().state.store(self.state + 1, Release);
-    }
-}
-
-fn sleeper(me: u32, wake: Wake) -> u64 {
+/// What stands in the word for a sleeper.
+pub(crate) fn value(me: u32, wake: Wake) -> u64 {
     let me = u64::from(me);
     match wake {
         Wake::Bell => me,
@@ -192,165 +81,163 @@ fn sleeper(me: u32, wake: Wake) -> u64 {
     }
 }
 
-fn word(region: &Region) -> &AtomicU64 {
-    region.word64(layout::SLEEPER * 8)
+/// Whether nobody queues, and no permit is to be had from the broker only.
+pub(crate) fn is_of_use<M: Memory>(memory: &mut M, layout: &Layout) -> Result<bool, M::Stop> {
+    // All words say the same.
+    Ok(memory.load(layout.permits.start)? & QUEUED == 0 && memory.load(layout.ledger)? == 0)
 }
 
-/// What a thread sleeps on: the upper half.
-fn half(region: &Region) -> &std::sync::atomic::AtomicU32 {
-    region.word32(layout::SLEEPER * 8 + 4)
+/// Puts a sleeper into the word, unless another one is there. It has to [look](look) then.
+pub(crate) fn put_down<M: Memory>(
+    memory: &mut M,
+    layout: &Layout,
+    value: u64,
+) -> Result<bool, M::Stop> {
+    Ok(memory.replace(layout.sleeper, 0, value, SeqCst)?.is_ok())
+}
+
+/// Takes a sleeper out of the word by itself. It is not there if somebody is about to wake it.
+pub(crate) fn leave<M: Memory>(memory: &mut M, layout: &Layout, value: u64) -> Result<(), M::Stop> {
+    memory.replace(layout.sleeper, value, 0, SeqCst).map(drop)
+}
+
+/// Looks for what a sleeper waits for, when it has put itself down and whenever it was woken.
+pub(crate) fn look<M: Memory, T>(
+    memory: &mut M,
+    layout: &Layout,
+    value: u64,
+    take: impl FnOnce(&mut M) -> Result<Option<T>, M::Stop>,
+    is_over: impl FnOnce(&mut M) -> Result<bool, M::Stop>,
+) -> Result<Found<T>, M::Stop> {
+    if let Some(taken) = take(memory)? {
+        return Ok(Found::Taken(taken));
+    }
+    if is_over(memory)? {
+        return Ok(Found::Queue);
+    }
+    if memory.load(layout.sleeper)? == value {
+        return Ok(Found::Nothing);
+    }
+    // It was woken for a permit that somebody else has got.
+    Ok(
+        if is_of_use(memory, layout)? && put_down(memory, layout, value)? {
+            Found::Again
+        } else {
+            Found::Queue
+        },
+    )
 }
 
 /// Whether anybody is parked; asked after a permit was freed.
 #[inline]
-pub(crate) fn has_sleeper(region: &Region) -> bool {
-    word(region).load(SeqCst) != 0
+pub(crate) fn has_sleeper<M: Memory>(memory: &mut M, sleeper: usize) -> Result<bool, M::Stop> {
+    Ok(memory.load(sleeper)? != 0)
 }
 
-/// Takes the sleeper out of the word. A thread is woken; the number of a process whose bell is to be
-/// rung comes back.
-pub(crate) fn take_out(region: &Region) -> Option<u32> {
-    let word = word(region);
-    let seen = word.load(SeqCst);
+/// Takes the sleeper out of the word, as this process has freed a permit.
+pub(crate) fn given<M: Memory>(memory: &mut M, sleeper: usize) -> Result<Option<Rouse>, M::Stop> {
+    if memory.breaks(Rule::GiveWakesSleeper) {
+        return Ok(None);
+    }
+    take_out(memory, sleeper)
+}
+
+/// Takes the sleeper out of the word.
+pub(crate) fn take_out<M: Memory>(
+    memory: &mut M,
+    sleeper: usize,
+) -> Result<Option<Rouse>, M::Stop> {
+    let seen = memory.load(sleeper)?;
     // A failure means that another one wakes it, or that it left: whoever comes now looks first.
-    if seen == 0 || word.compare_exchange(seen, 0, SeqCst, Relaxed).is_err() {
-        return None;
+    if seen == 0 || memory.replace(sleeper, seen, 0, SeqCst)?.is_err() {
+        return Ok(None);
     }
-    if seen & ON_FUTEX == 0 {
-        return Some(seen as u32);
-    }
-    futex::wake(half(region));
-    None
+    Ok(Some(whom(seen, sleeper)))
 }
 
 /// Takes `client` out of the word, and nobody else: whoever has come instead is to be woken by a
-/// giver. A thread is woken; the bell is left to the caller.
-pub(crate) fn take_out_client(region: &Region, client: u32) {
-    let word = word(region);
-    let seen = word.load(SeqCst);
-    let is_out = seen as u32 == client && word.compare_exchange(seen, 0, SeqCst, Relaxed).is_ok();
-    if is_out && seen & ON_FUTEX != 0 {
-        futex::wake(half(region));
+/// giver.
+pub(crate) fn take_out_client<M: Memory>(
+    memory: &mut M,
+    sleeper: usize,
+    client: u32,
+) -> Result<Option<Rouse>, M::Stop> {
+    let seen = memory.load(sleeper)?;
+    let is_out = seen as u32 == client && memory.replace(sleeper, seen, 0, SeqCst)?.is_ok();
+    Ok(is_out.then(|| whom(seen, sleeper)))
+}
+
+/// The broker's look when it has carried out a request: what was freed, or comes out of the ledger, may
+/// be what a sleeper waits for.
+pub(crate) fn serve<M: Memory>(memory: &mut M, layout: &Layout) -> Result<Option<Rouse>, M::Stop> {
+    if !has_sleeper(memory, layout.sleeper)? {
+        return Ok(None);
+    }
+    let mut has_permit = memory.load(layout.ledger)? > 0;
+    for word in layout.permits.clone() {
+        has_permit = has_permit || word::is_free(memory.load(word)?);
+    }
+    if has_permit {
+        take_out(memory, layout.sleeper)
+    } else {
+        Ok(None)
     }
 }
 
-/// Has the next one who frees a permit ring the process of `client`, if nobody is parked.
-pub(crate) fn park_for(region: &Region, client: u32) -> bool {
+/// Has `client`, who wants the lock that this process has, rung when that is given back. False if it
+/// is to be rung now: we have not got the lock, or somebody else is parked.
+pub(crate) fn put_off<M: Memory>(
+    memory: &mut M,
+    sleeper: usize,
+    lock: usize,
+    me: u32,
+    client: u32,
+) -> Result<bool, M::Stop> {
+    if word::owner(memory.load(lock)?) != me {
+        return Ok(false);
+    }
     let value = u64::from(client) | NOTIFIED;
-    let put = word(region).compare_exchange(0, value, SeqCst, Relaxed);
-    put.is_ok()
-}
-
-/// Takes that back. False when somebody has rung it.
-pub(crate) fn unpark(region: &Region, client: u32) -> bool {
-    let value = u64::from(client) | NOTIFIED;
-    let left = word(region).compare_exchange(value, 0, SeqCst, Relaxed);
-    left.is_ok()
-}
-
-/// The objects of this process at which somebody is parked, or was a moment ago.
-#[derive(Debug, Default)]
-struct Round {
-    /// The process that it belongs to.
-    epoch: u64,
-    /// With the state that was found last time.
-    objects: Vec<(Weak<Object>, u64)>,
-    is_due: bool,
-}
-
-static ROUND: Mutex<Round> = Mutex::new(Round {
-    epoch: 0,
-    objects: Vec::new(),
-    is_due: false,
-});
-
-fn round() -> MutexGuard<'static, Round> {
-    ROUND.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Has the patrol look after the object. False if there is no patrol to be had.
-fn list(object: &Arc<Object>) -> bool {
-    if object.park().is_listed.swap(true, AcqRel) {
-        return true;
+    if memory.replace(sleeper, 0, value, SeqCst)?.is_err() {
+        return Ok(false);
     }
-    let mut round = round();
-    let epoch = fork_epoch::current();
-    if round.epoch != epoch {
-        // That of the process that we were forked off.
-        *round = Round {
-            epoch,
-            ..Round::default()
-        };
+    // Whoever gives the lock back after this sees the sleeper; has it been before?
+    if word::owner(memory.load(lock)?) == me {
+        return Ok(true);
     }
-    if !round.is_due && supervisor::after(PATROL, patrol).is_err() {
-        object.park().is_listed.store(false, Release);
-        return false;
-    }
-    round.is_due = true;
-    round.objects.push((Arc::downgrade(object), 0));
-    true
+    // It has: unless somebody has rung it.
+    Ok(memory.replace(sleeper, value, 0, SeqCst)?.is_err())
 }
 
-/// Wakes whoever has been parked since the last time.
-fn patrol() {
-    if object_patience_is_endless() {
-        return;
+fn whom(seen: u64, sleeper: usize) -> Rouse {
+    if seen & ON_FUTEX == 0 {
+        Rouse::Process(seen as u32)
+    } else {
+        Rouse::Thread(sleeper)
     }
-    let listed = std::mem::take(&mut round().objects);
-    let mut stay = Vec::new();
-    for (weak, before) in listed {
-        let Some(object) = weak.upgrade() else {
-            continue;
-        };
-        let park = object.park();
-        let mut state = park.state.load(Acquire);
-        if state & 1 == 0 {
-            park.is_listed.store(false, SeqCst);
-            state = park.state.load(SeqCst);
-            // One that came meanwhile may have relied on us.
-            if state & 1 == 0 || park.is_listed.swap(true, AcqRel) {
-                continue;
-            }
-        } else if state == before {
-            park.expired.store(state, Release);
-            let region = object.region();
-            if let Ok(me) = object.me() {
-                take_out_client(region, me);
-            }
-            object.link().0.bell().ring();
-            futex::wake(half(region));
-        }
-        stay.push((weak, state));
-    }
-    let mut round = round();
-    round.objects.append(&mut stay);
-    round.is_due = !round.objects.is_empty() && supervisor::after(PATROL, patrol).is_ok();
-}
-
-/// Builds that break rules can do without the patrol, as time mends many a breach.
-fn object_patience_is_endless() -> bool {
-    #[cfg(mutants)]
-    return std::env::var_os("TOKIO_MULTIPROCESS_PATIENT").is_some();
-    #[cfg(not(mutants))]
-    false
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::layout::Shape;
+    use crate::broker::layout::{self, LOCK, Shape};
+    use crate::broker::memory::Shared;
+    use crate::sys::memfd::Region;
 
     #[test]
     fn nobody_takes_another_client_out_for_itself() {
         let shape = Shape::Lock { data: 0 };
         let (region, _) = Region::create(c"mp-object", shape.len().unwrap()).unwrap();
         shape.write(&region);
-        assert!(park_for(&region, 2));
+        let mut memory = Shared(&region);
+        let Ok(_) = word::take(&mut memory, LOCK..LOCK + 1, 0, 3);
+        let sleeper = layout::SLEEPER;
+        assert_eq!(put_off(&mut memory, sleeper, LOCK, 3, 2), Ok(true));
 
-        take_out_client(&region, 1);
-        assert!(has_sleeper(&region));
+        assert_eq!(take_out_client(&mut memory, sleeper, 1), Ok(None));
+        assert_eq!(has_sleeper(&mut memory, sleeper), Ok(true));
 
-        take_out_client(&region, 2);
-        assert!(!has_sleeper(&region));
+        let rung = take_out_client(&mut memory, sleeper, 2);
+        assert_eq!(rung, Ok(Some(Rouse::Process(2))));
+        assert_eq!(has_sleeper(&mut memory, sleeper), Ok(false));
     }
 }

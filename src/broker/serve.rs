@@ -38,7 +38,7 @@ use crate::broker::layout::{self, Kind};
 use crate::broker::mapped::Mapped;
 use crate::broker::memory::{Answer, Answers, Memory, Rule, Shared, Ticket};
 use crate::broker::message::{self, Message, Place, Says};
-use crate::broker::park;
+use crate::broker::park::{self, Rouse};
 use crate::broker::queue::arena::NotMapped;
 use crate::broker::queue::keep::{Fds, Keep};
 use crate::broker::slot::{self, Wake};
@@ -478,14 +478,12 @@ impl Broker {
                 peer.bell.ring();
             }
         }
-        // What was freed just now, or comes out of the ledger, may be what a sleeper waits for.
         let region = object.mapped.region();
-        if matches!(object.machine, Machine::Gate(_))
-            && park::has_sleeper(region)
-            && layout::has_permit(region)
-            && let Some(client) = park::take_out(region)
-        {
-            self.ring_client(inode, client);
+        if matches!(object.machine, Machine::Gate(_)) {
+            let Ok(sleeper) = park::serve(&mut Shared(region), &layout::park(region));
+            if let Some(sleeper) = sleeper {
+                self.rouse(inode, sleeper);
+            }
         }
         self.set_deadline(inode);
         Ok(())
@@ -494,6 +492,18 @@ impl Broker {
     fn is_gate(&self, inode: Inode) -> bool {
         let object = self.objects.get(&inode);
         object.is_some_and(|object| matches!(object.machine, Machine::Gate(_)))
+    }
+
+    /// Wakes whoever sleeps at an object without us.
+    fn rouse(&self, inode: Inode, whom: Rouse) {
+        match (whom, self.objects.get(&inode)) {
+            (Rouse::Process(client), _) => self.ring_client(inode, client),
+            // The upper half, on the little-endian machines that the crate supports.
+            (Rouse::Thread(word), Some(object)) => {
+                futex::wake(object.mapped.region().word32(word * 8 + 4));
+            }
+            (Rouse::Thread(_), None) => (),
+        }
     }
 
     /// Rings the process that has this number at an object.
@@ -512,33 +522,20 @@ impl Broker {
             return;
         };
         let region = object.mapped.region();
-        let words = Shared(region);
-        if let Some(client) = park::take_out(region) {
-            self.ring_client(inode, client);
+        let mut words = Shared(region);
+        let Ok(sleeper) = park::take_out(&mut words, layout::SLEEPER);
+        if let Some(sleeper) = sleeper {
+            self.rouse(inode, sleeper);
         }
         if layout::kind_of(region).ok() != Some(Kind::Lock) {
             return;
         }
-        let (mut passed, mut rung) = (Vec::new(), Vec::new());
-        vigil::sweep(
-            region,
-            dead,
-            held,
-            |condition| {
-                if words.breaks(Rule::VigilDeathPassesOn) {
-                    return;
-                }
-                match vigil::notify_one(region, condition) {
-                    Some(client) => rung.extend(client),
-                    None => passed.push(condition),
-                }
-            },
-            |client| self.ring_client(inode, client),
-        );
-        for client in rung {
-            self.ring_client(inode, client);
+        let vigils = &layout::VIGIL;
+        let Ok(swept) = vigil::sweep(&mut words, vigils, dead, held);
+        for whom in swept.roused {
+            self.rouse(inode, whom);
         }
-        for condition in passed {
+        for condition in swept.unheard {
             let notify = gate::Request::Notify { condition, n: 1 };
             let _ = self.carry_out(inode, Request::Gate(notify));
         }

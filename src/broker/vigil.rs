@@ -23,19 +23,16 @@
 //! sweep clears its word. A notifier killed between the mark and the ring is followed by the sweep,
 //! which rings all who are marked. A *stopped* notifier's waiter sleeps until it goes on or dies, as
 //! with an event, unless it is stopped before the mark: then nobody has been notified.
+//!
+//! Here stands what is decided; how a waiter sleeps is in [`super::watching`].
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::ops::Range;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use crate::broker::layout::{self, VIGILS, VIGILS_KEPT};
+use crate::broker::layout::CONDITIONS_MAX;
 use crate::broker::memory::{Memory, Rule};
-use crate::broker::message::Says;
-use crate::broker::object::Object;
+use crate::broker::park::Rouse;
 use crate::broker::slot::Wake;
-use crate::error::CreatorGone;
-use crate::sys::memfd::Region;
-use crate::sys::{fork_epoch, futex};
 
 const TAKEN: u64 = 0;
 const AWAKE: u64 = 1 << 32;
@@ -47,156 +44,133 @@ const CONDITION: u32 = 35;
 const TURN: u32 = 41;
 const TURNS: u64 = 1 << (64 - TURN);
 
-/// A wait for a notification under way. Dropping it gives it up.
-#[derive(Debug)]
-pub(crate) struct Vigil {
-    object: Arc<Object>,
-    epoch: u64,
+/// Where things lie among a lock's words.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// The words of those who keep vigil.
+    pub(crate) vigils: Range<usize>,
+    /// How many have done so.
+    pub(crate) kept: usize,
+    /// For each condition, how many wait by the broker, from this word on.
+    pub(crate) conditions: usize,
+}
+
+/// A word that somebody keeps vigil in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
     at: usize,
     /// The word without its state.
     value: u64,
+}
+
+impl Place {
+    /// The word.
+    pub(crate) fn word(self) -> usize {
+        self.at
+    }
+
+    /// What stands there while its waiter sleeps.
+    pub(crate) fn asleep(self) -> u64 {
+        self.value | ASLEEP
+    }
+
+    /// The condition that it is at.
+    pub(crate) fn condition(self) -> u32 {
+        condition_of(self.value)
+    }
+
+    /// Whether the word's contents say that this wait is notified.
+    pub(crate) fn is_marked(self, seen: u64) -> bool {
+        seen != self.value | AWAKE && seen != self.value | ASLEEP
+    }
+
+    /// Whether a word's contents are of this wait, and not over.
+    fn is_open(self, seen: u64) -> bool {
+        seen & !STATE == self.value && seen & STATE != TAKEN
+    }
+}
+
+/// Takes a word, if one is free and nobody waits by the broker. The caller holds the lock.
+pub(crate) fn begin<M: Memory>(
+    memory: &mut M,
+    layout: &Layout,
+    me: u32,
     condition: u32,
+    wake: Wake,
+) -> Result<Option<Place>, M::Stop> {
+    if memory.load(layout.conditions + condition as usize)? > 0 {
+        return Ok(None);
+    }
+    // The lock makes the two one.
+    let turn = memory.load(layout.kept)?;
+    memory.store(layout.kept, turn.wrapping_add(1))?;
+    let on_futex = if wake == Wake::Futex { ON_FUTEX } else { 0 };
+    let at_condition = u64::from(condition) << CONDITION;
+    let value = u64::from(me) | on_futex | at_condition | (turn % TURNS) << TURN;
+    for at in layout.vigils.clone() {
+        let seen = memory.load(at)?;
+        // Who has taken it has had the lock before us.
+        if seen & STATE == TAKEN && memory.replace(at, seen, value | AWAKE, AcqRel)?.is_ok() {
+            return Ok(Some(Place { at, value }));
+        }
+    }
+    Ok(None)
 }
 
-impl Vigil {
-    /// Takes a word, if one is free and nobody waits by the broker. The caller holds the lock.
-    pub(crate) fn begin(
-        object: &Arc<Object>,
-        condition: u32,
-        wake: Wake,
-    ) -> Result<Option<Self>, CreatorGone> {
-        let me = object.me()?;
-        let region = object.region();
-        if layout::n_waiting(region, condition) > 0 {
-            return Ok(None);
-        }
-        // Relaxed: ordered by the lock.
-        let turn = region.word64(VIGILS_KEPT * 8).fetch_add(1, Relaxed) % TURNS;
-        let on_futex = if wake == Wake::Futex { ON_FUTEX } else { 0 };
-        let value = u64::from(me) | on_futex | u64::from(condition) << CONDITION | turn << TURN;
-        let free = VIGILS.into_iter().find(|at| {
-            let word = word(region, *at);
-            let seen = word.load(Relaxed);
-            // Who has taken it has had the lock before us.
-            seen & STATE == TAKEN
-                && word
-                    .compare_exchange(seen, value | AWAKE, AcqRel, Relaxed)
-                    .is_ok()
-        });
-        Ok(free.map(|at| Self {
-            object: Arc::clone(object),
-            epoch: fork_epoch::current(),
-            at,
-            value,
-            condition,
-        }))
-    }
-
-    fn look(&self) -> Option<Result<(), CreatorGone>> {
-        // Acquire: pairs with the notifier's mark.
-        let seen = word(self.object.region(), self.at).load(Acquire);
-        if seen != self.value | AWAKE && seen != self.value | ASLEEP {
-            return Some(Ok(()));
-        }
-        self.object.is_orphan().then_some(Err(CreatorGone))
-    }
-
-    /// Looks for a while, then says that it sleeps; true if that was not necessary.
-    fn is_notified_soon(&self) -> bool {
-        let word = word(self.object.region(), self.at);
-        let awake = self.value | AWAKE;
-        let found = self
-            .object
-            .spin(|| Ok::<_, CreatorGone>((word.load(Acquire) != awake).then_some(())));
-        if found == Ok(Some(())) {
-            return true;
-        }
-        let asleep = self.value | ASLEEP;
-        word.compare_exchange(awake, asleep, AcqRel, Acquire)
-            .is_err()
-    }
-
-    /// Waits for the notification.
-    pub(crate) async fn notified(&self) -> Result<(), CreatorGone> {
-        if self.is_notified_soon() {
-            return Ok(());
-        }
-        let (link, _) = self.object.link();
-        link.bell().listen(|| self.look()).await
-    }
-
-    /// The same for a thread.
-    pub(crate) fn notified_blocking(&self) -> Result<(), CreatorGone> {
-        if self.is_notified_soon() {
-            return Ok(());
-        }
-        loop {
-            if let Some(over) = self.look() {
-                return over;
-            }
-            let expected = (self.value | ASLEEP) >> 32;
-            futex::wait(half(self.object.region(), self.at), expected as u32);
-        }
-    }
-
-    /// The notification has been taken, with the lock in hand.
-    pub(crate) fn take(self) {
-        let word = word(self.object.region(), self.at);
-        let _ = word.compare_exchange(self.value | NOTIFIED, self.value | TAKEN, AcqRel, Relaxed);
-    }
+/// Whether the waiter has been notified.
+pub(crate) fn is_notified<M: Memory>(memory: &mut M, place: Place) -> Result<bool, M::Stop> {
+    Ok(place.is_marked(memory.load(place.at)?))
 }
 
-impl Drop for Vigil {
-    fn drop(&mut self) {
-        // In a forked child it is a copy of its parent's wait.
-        if self.epoch != fork_epoch::current() {
-            return;
-        }
-        let word = word(self.object.region(), self.at);
-        let mut seen = word.load(Acquire);
-        while seen & !STATE == self.value && seen & STATE != TAKEN {
-            if seen & STATE == NOTIFIED && !self.object.words().breaks(Rule::VigilPassesOn) {
-                self.object.pass_on(self.condition);
-            }
-            match word.compare_exchange(seen, 0, AcqRel, Acquire) {
-                Ok(_) => return,
-                Err(now) => seen = now,
-            }
-        }
+/// Says that the waiter sleeps from now on. False if it has been notified.
+pub(crate) fn fall_asleep<M: Memory>(memory: &mut M, place: Place) -> Result<bool, M::Stop> {
+    let asleep = place.value | ASLEEP;
+    if memory.breaks(Rule::VigilSleepIsOneStep) {
+        memory.store(place.at, asleep)?;
+        return Ok(true);
     }
+    let said = memory.replace(place.at, place.value | AWAKE, asleep, AcqRel)?;
+    Ok(said.is_ok())
 }
 
-impl Object {
-    /// A notification goes to the next waiter.
-    fn pass_on(&self, condition: u32) {
-        if self.notify_vigils(condition, 1) == 0 {
-            self.say(Says::Notify(condition, 1));
-        }
-    }
-
-    /// Notifies up to `n` who keep vigil; how many there were.
-    pub(crate) fn notify_vigils(&self, condition: u32, n: u32) -> u32 {
-        for done in 0..n {
-            match notify_one(self.region(), condition) {
-                None => return done,
-                Some(Some(client)) => self.ring_with_lock(client),
-                Some(None) => (),
-            }
-        }
-        n
-    }
+/// The notification has been taken, with the lock in hand.
+pub(crate) fn take<M: Memory>(memory: &mut M, place: Place) -> Result<(), M::Stop> {
+    let taken = place.value | TAKEN;
+    memory
+        .replace(place.at, place.value | NOTIFIED, taken, AcqRel)
+        .map(drop)
 }
 
-fn word(region: &Region, at: usize) -> &AtomicU64 {
-    region.word64(at * 8)
+/// What a wait that is given up has to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Leave {
+    /// Pass the notification on, then [close](close) the word that holds this.
+    PassOn(u64),
+    /// Close the word that holds this.
+    Close(u64),
+    /// Nothing.
+    Nothing,
 }
 
-fn half(region: &Region, at: usize) -> &AtomicU32 {
-    region.word32(at * 8 + 4)
+/// Gives a wait up, as far as to know what to do.
+pub(crate) fn leave<M: Memory>(memory: &mut M, place: Place) -> Result<Leave, M::Stop> {
+    let seen = memory.load(place.at)?;
+    Ok(if !place.is_open(seen) {
+        Leave::Nothing
+    } else if seen & STATE == NOTIFIED {
+        Leave::PassOn(seen)
+    } else {
+        Leave::Close(seen)
+    })
+}
+
+/// Clears the word. False if it has changed: [leave](leave) it again.
+pub(crate) fn close<M: Memory>(memory: &mut M, place: Place, seen: u64) -> Result<bool, M::Stop> {
+    Ok(memory.replace(place.at, seen, 0, AcqRel)?.is_ok())
 }
 
 fn condition_of(seen: u64) -> u32 {
-    (seen >> CONDITION) as u32 & (layout::CONDITIONS_MAX as u32 - 1)
+    (seen >> CONDITION) as u32 & (CONDITIONS_MAX as u32 - 1)
 }
 
 fn waits(seen: u64, condition: u32) -> bool {
@@ -204,78 +178,124 @@ fn waits(seen: u64, condition: u32) -> bool {
 }
 
 /// How many keep vigil at a condition.
-pub(crate) fn n_waiting(region: &Region, condition: u32) -> u32 {
-    let waiting = VIGILS.filter(|at| waits(word(region, *at).load(Acquire), condition));
-    waiting.count() as u32
+pub(crate) fn n_waiting<M: Memory>(
+    memory: &mut M,
+    layout: &Layout,
+    condition: u32,
+) -> Result<u32, M::Stop> {
+    let mut n_waiting = 0;
+    for at in layout.vigils.clone() {
+        n_waiting += u32::from(waits(memory.load(at)?, condition));
+    }
+    Ok(n_waiting)
 }
 
-/// Notifies the one that has waited longest; a thread is woken, the number of a process to be rung
-/// comes back. Nothing at all if nobody waits.
-pub(crate) fn notify_one(region: &Region, condition: u32) -> Option<Option<u32>> {
+/// Notifies the one that has waited longest: whom to wake, if it sleeps. Nothing at all if nobody waits.
+pub(crate) fn notify_one<M: Memory>(
+    memory: &mut M,
+    layout: &Layout,
+    condition: u32,
+) -> Result<Option<Option<Rouse>>, M::Stop> {
     loop {
-        let now = region.word64(VIGILS_KEPT * 8).load(Relaxed);
-        let seen = VIGILS.map(|at| (at, word(region, at).load(Acquire)));
-        let waiting = seen.filter(|(_, seen)| waits(*seen, condition));
-        let (at, seen) = waiting.max_by_key(|(_, seen)| now.wrapping_sub(seen >> TURN) % TURNS)?;
+        let now = memory.load(layout.kept)?;
+        let age = |seen: u64| now.wrapping_sub(seen >> TURN) % TURNS;
+        let mut oldest: Option<(usize, u64)> = None;
+        for at in layout.vigils.clone() {
+            let seen = memory.load(at)?;
+            if waits(seen, condition) && oldest.is_none_or(|(_, old)| age(seen) >= age(old)) {
+                oldest = Some((at, seen));
+            }
+        }
+        let Some((at, seen)) = oldest else {
+            return Ok(None);
+        };
         let marked = seen & !STATE | NOTIFIED;
         // A failure means that it sleeps now, or has given up.
-        if word(region, at)
-            .compare_exchange(seen, marked, AcqRel, Relaxed)
-            .is_err()
-        {
+        if memory.replace(at, seen, marked, AcqRel)?.is_err() {
             continue;
         }
-        if seen & STATE != ASLEEP {
-            return Some(None);
-        }
-        if seen & ON_FUTEX != 0 {
-            futex::wake(half(region, at));
-            return Some(None);
-        }
-        return Some(Some(seen as u32));
+        let sleeps = seen & STATE == ASLEEP;
+        return Ok(Some(sleeps.then(|| whom(at, seen))));
     }
+}
+
+fn whom(at: usize, seen: u64) -> Rouse {
+    if seen & ON_FUTEX == 0 {
+        Rouse::Process(seen as u32)
+    } else {
+        Rouse::Thread(at)
+    }
+}
+
+/// What is left to do after a [sweep](sweep).
+#[derive(Debug, Default)]
+pub(crate) struct Swept {
+    /// Who is to be woken.
+    pub(crate) roused: Vec<Rouse>,
+    /// Conditions of which a notification has to go on to those who wait by the broker.
+    pub(crate) unheard: Vec<u32>,
 }
 
 /// Sweeps up after a dead process, which held the lock or not: its own words, with notifications that
-/// have to go on; and who is to be rung, as the dead one may have been about to.
-pub(crate) fn sweep(
-    region: &Region,
+/// have to go on; and who is to be woken, as the dead one may have been about to.
+pub(crate) fn sweep<M: Memory>(
+    memory: &mut M,
+    layout: &Layout,
     dead: u32,
     held: bool,
-    mut pass_on: impl FnMut(u32),
-    mut ring: impl FnMut(u32),
-) {
-    for at in VIGILS {
-        let word = word(region, at);
-        let seen = word.load(Acquire);
-        let client = seen as u32;
-        if client == dead && seen != 0 {
+) -> Result<Swept, M::Stop> {
+    let mut swept = Swept::default();
+    for at in layout.vigils.clone() {
+        let seen = memory.load(at)?;
+        if seen as u32 == dead && seen != 0 {
             if seen & STATE == NOTIFIED || held && seen & STATE == TAKEN {
-                pass_on(condition_of(seen));
+                pass_on(memory, layout, condition_of(seen), &mut swept)?;
             }
             // Nothing of the dead moves any more, and no notifier marks what is marked.
-            let cleared = word.compare_exchange(seen, 0, AcqRel, Acquire);
+            let cleared = memory.replace(at, seen, 0, AcqRel)?;
             if cleared.is_err_and(|now| now as u32 == dead) {
                 // It was notified just now.
-                pass_on(condition_of(seen));
-                word.store(0, Release);
+                pass_on(memory, layout, condition_of(seen), &mut swept)?;
+                memory.store(at, 0)?;
             }
         } else if seen & STATE == NOTIFIED {
-            futex::wake(half(region, at));
-            ring(client);
+            swept.roused.push(whom(at, seen));
         }
     }
+    Ok(swept)
+}
+
+/// A notification of the dead goes to the next waiter.
+fn pass_on<M: Memory>(
+    memory: &mut M,
+    layout: &Layout,
+    condition: u32,
+    swept: &mut Swept,
+) -> Result<(), M::Stop> {
+    if memory.breaks(Rule::VigilDeathPassesOn) {
+        return Ok(());
+    }
+    match notify_one(memory, layout, condition)? {
+        Some(whom) => swept.roused.extend(whom),
+        None => swept.unheard.push(condition),
+    }
+    Ok(())
 }
 
 /// The creator is gone: threads of this process look again.
-pub(crate) fn rouse(region: &Region, me: u32) {
-    for at in VIGILS {
-        let word = word(region, at);
-        let seen = word.load(Acquire);
+pub(crate) fn rouse<M: Memory>(
+    memory: &mut M,
+    layout: &Layout,
+    me: u32,
+    mut rouse: impl FnMut(Rouse),
+) -> Result<(), M::Stop> {
+    for at in layout.vigils.clone() {
+        let seen = memory.load(at)?;
         if seen as u32 == me && seen & ON_FUTEX != 0 && seen & STATE == ASLEEP {
             // As if notified; what comes next finds the creator gone.
-            let _ = word.compare_exchange(seen, seen & !STATE | NOTIFIED, AcqRel, Relaxed);
-            futex::wake(half(region, at));
+            let _ = memory.replace(at, seen, seen & !STATE | NOTIFIED, Relaxed)?;
+            rouse(Rouse::Thread(at));
         }
     }
+    Ok(())
 }

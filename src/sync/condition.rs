@@ -21,8 +21,9 @@ use crate::broker::layout::{self, CONDITIONS_MAX, Kind};
 use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
 use crate::broker::slot::Wake;
-use crate::broker::vigil::{self, Vigil};
+use crate::broker::vigil;
 use crate::broker::waiting::Waiting;
+use crate::broker::watching::Vigil;
 use crate::error::CreatorGone;
 
 /// Lets holders of a lock wait for something that others bring about while they hold it.
@@ -238,7 +239,7 @@ impl Condition {
     pub fn notify(&self, n: usize) {
         // Those who wait now, and nobody who comes later.
         let n_queued = layout::n_waiting(self.object.region(), self.index);
-        let n_vigils = vigil::n_waiting(self.object.region(), self.index);
+        let Ok(n_vigils) = vigil::n_waiting(&mut self.object.words(), &layout::VIGIL, self.index);
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         let n = n.min(n_queued.saturating_add(n_vigils));
         let n_notified = self.object.notify_vigils(self.index, n.min(n_vigils));
@@ -256,9 +257,9 @@ impl Condition {
     /// How many wait. Exact for a holder of the lock, else a snapshot.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
-        let region = self.object.region();
-        layout::n_waiting(region, self.index) as usize
-            + vigil::n_waiting(region, self.index) as usize
+        let n_queued = layout::n_waiting(self.object.region(), self.index);
+        let Ok(n_vigils) = vigil::n_waiting(&mut self.object.words(), &layout::VIGIL, self.index);
+        n_queued as usize + n_vigils as usize
     }
 
     fn check(&self, held: &Held) {

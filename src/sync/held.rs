@@ -10,7 +10,7 @@ use crate::broker::layout::LOCK;
 use crate::broker::memory::{Answer, Memory};
 use crate::broker::message::Says;
 use crate::broker::object::Object;
-use crate::broker::park::Parking;
+use crate::broker::parking::Parking;
 use crate::broker::slot::Wake;
 use crate::broker::word::{self, RECOVERED, Taken};
 use crate::error::{CreatorGone, TryLockError};

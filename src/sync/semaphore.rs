@@ -15,7 +15,7 @@ use crate::broker::layout::{self, Kind, Shape};
 use crate::broker::memory::Answer;
 use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
-use crate::broker::park::Parking;
+use crate::broker::parking::Parking;
 use crate::broker::slot::Wake;
 use crate::broker::word::{self, Tell};
 use crate::error::{CreatorGone, OverRelease, TryLockError};

@@ -1,0 +1,152 @@
+//! One step of a protocol: the real function, run again with what its earlier steps found.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::broker::memory::{Answer, Answers, Memory, Rule, Ticket};
+use crate::broker::slot;
+use crate::broker::word::{self, DUE, RECOVERED};
+
+use super::PERMITS;
+
+/// The words and slots while one step is taken.
+pub(super) struct Replay<'a> {
+    pub(super) words: &'a mut [u64],
+    pub(super) slots: &'a mut [u64],
+    /// Who moves: a client's number, or nothing for the broker.
+    pub(super) client: Option<u32>,
+    /// A dead client's words are being freed.
+    pub(super) sweeps: bool,
+    pub(super) died_with_lock: &'a mut bool,
+    pub(super) marks_death: bool,
+    pub(super) log: &'a mut Vec<u64>,
+    pub(super) at: usize,
+    pub(super) fresh: bool,
+    pub(super) broken: Option<Rule>,
+    pub(super) fault: &'a mut Option<String>,
+}
+
+/// The next step belongs to a later turn.
+pub(super) struct Stopped;
+
+impl Replay<'_> {
+    fn step(&mut self, act: impl FnOnce(&mut Self) -> u64) -> Result<u64, Stopped> {
+        if let Some(&known) = self.log.get(self.at) {
+            self.at += 1;
+            return Ok(known);
+        }
+        if self.fresh {
+            return Err(Stopped);
+        }
+        self.fresh = true;
+        let result = act(self);
+        self.log.push(result);
+        self.at += 1;
+        Ok(result)
+    }
+
+    /// Writes a word and watches who owns it.
+    fn write(&mut self, word: usize, next: u64) {
+        let before = std::mem::replace(&mut self.words[word], next);
+        if word < PERMITS {
+            return;
+        }
+        let (old, new) = (word::owner(before), word::owner(next));
+        if old == 0 && new != 0 {
+            if self.client.is_some() && before & DUE != 0 {
+                self.fail("a newcomer took a word that is promised");
+            }
+            let marked = before & RECOVERED != 0;
+            if self.marks_death && marked != *self.died_with_lock {
+                self.fail("the mark of a dead owner is wrong");
+            }
+        }
+        if old != 0 && new != old {
+            *self.died_with_lock = self.sweeps;
+        }
+    }
+
+    fn fail(&mut self, what: &str) {
+        self.fault.get_or_insert_with(|| what.to_owned());
+    }
+}
+
+/// A failed exchange is recorded as a success of nothing: the two are told apart by this bit, which
+/// no word uses.
+const FAILED: u64 = 1 << 40;
+
+impl Memory for Replay<'_> {
+    type Stop = Stopped;
+
+    fn load(&mut self, word: usize) -> Result<u64, Stopped> {
+        self.step(|this| this.words[word])
+    }
+
+    fn replace(
+        &mut self,
+        word: usize,
+        old: u64,
+        new: u64,
+        _: Ordering,
+    ) -> Result<Result<u64, u64>, Stopped> {
+        let result = self.step(|this| {
+            let seen = this.words[word];
+            if seen != old {
+                return seen | FAILED;
+            }
+            this.write(word, new);
+            seen
+        })?;
+        Ok(if result & FAILED == 0 {
+            Ok(result)
+        } else {
+            Err(result & !FAILED)
+        })
+    }
+
+    fn set_bits(&mut self, word: usize, bits: u64) -> Result<u64, Stopped> {
+        self.step(|this| {
+            let seen = this.words[word];
+            this.write(word, seen | bits);
+            seen
+        })
+    }
+
+    fn clear_bits(&mut self, word: usize, bits: u64) -> Result<u64, Stopped> {
+        self.step(|this| {
+            let seen = this.words[word];
+            let next = seen & !bits;
+            // The broker takes back a grant: the mark stays as it was.
+            if bits == u64::from(u32::MAX) {
+                this.words[word] = next;
+                *this.died_with_lock = next & RECOVERED != 0;
+            } else {
+                this.write(word, next);
+            }
+            seen
+        })
+    }
+
+    fn store(&mut self, word: usize, value: u64) -> Result<(), Stopped> {
+        self.step(|this| {
+            this.write(word, value);
+            0
+        })
+        .map(drop)
+    }
+
+    fn breaks(&self, rule: Rule) -> bool {
+        self.broken == Some(rule)
+    }
+}
+
+impl Answers for Replay<'_> {
+    fn answer(&mut self, ticket: Ticket, answer: Answer) -> Result<bool, Stopped> {
+        let taken = self.step(|this| {
+            let slot = AtomicU64::new(this.slots[ticket.slot as usize]);
+            let taken = slot::answer(&slot, ticket.turn, answer).is_some();
+            this.slots[ticket.slot as usize] = slot.into_inner();
+            u64::from(taken)
+        })?;
+        Ok(taken != 0)
+    }
+}
