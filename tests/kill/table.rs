@@ -335,6 +335,7 @@ pub(crate) const RULES: &[(&str, bool, &str)] = &[
         true,
         "semaphore, given up behind 1: preempt",
     ),
+    ("VigilSleepIsOneStep", false, "wait: notified, preempt"),
     ("VigilPassesOn", false, "wait, given up: notified, preempt"),
     ("VigilDeathPassesOn", false, "wait: 1 waits, notified, kill"),
     ("EventSetRings", false, "event set: 2 wait, preempt"),
