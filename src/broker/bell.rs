@@ -59,8 +59,12 @@ impl Bell {
         Ok(Self::from_fd(EventFd::new()?))
     }
 
-    /// A bell that came from another process.
-    pub(crate) fn from_fd(fd: EventFd) -> Self {
+    /// A bell that came from another process, which may have sent something else.
+    pub(crate) fn received(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self::from_fd(EventFd::received(fd)?))
+    }
+
+    fn from_fd(fd: EventFd) -> Self {
         Self {
             fd: Arc::new(fd),
             ears: Mutex::default(),
@@ -147,12 +151,6 @@ impl Bell {
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         EventFd::as_fd(&self.fd)
-    }
-}
-
-impl From<OwnedFd> for Bell {
-    fn from(fd: OwnedFd) -> Self {
-        Self::from_fd(EventFd::from(fd))
     }
 }
 

@@ -193,13 +193,14 @@ pub(crate) fn kind_of(region: &Region) -> io::Result<Kind> {
     if fits { Ok(kind) } else { Err(wrong()) }
 }
 
-/// The counter of clients: the next one's number is one more.
-pub(crate) fn next_client(region: &Region) -> u32 {
+/// The counter of clients: the next one's number is one more. Fails when no numbers are left, as after
+/// four billion processes, or when somebody has scribbled over the counter.
+pub(crate) fn next_client(region: &Region) -> io::Result<u32> {
     let next = region.word64(CLIENTS * 8).fetch_add(1, Relaxed) + 1;
     u32::try_from(next)
         .ok()
         .filter(|id| *id != word::NOBODY)
-        .expect("4 billion processes used it")
+        .ok_or_else(|| io::Error::other("a shared object has no numbers left for its users"))
 }
 
 /// A new condition of a lock, if it can have one more.

@@ -7,14 +7,14 @@
 //! for (the creator is stopped, or has very much to do) goes into an outbox, which a thread of its own
 //! empties. If this process dies with messages in the outbox, the sweep does what they asked for.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
-use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::atomic::{Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::oneshot;
@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use crate::broker::bell::Bell;
 use crate::broker::memory::Answer;
 use crate::broker::message::{self, Message, Place, Says};
+use crate::broker::outbox::Outbox;
 use crate::broker::serve::HELLO;
 use crate::broker::slot::{self, Wake};
 use crate::supervisor::{self, Watch};
@@ -32,6 +33,9 @@ use crate::sys::memfd::Region;
 use crate::sys::pidfd::Pidfd;
 use crate::sys::socket::{self, Wait};
 use crate::sys::{fork_epoch, futex};
+
+/// How long the outbox waits until it tries again what the kernel has refused for lack of something.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// How many waits a process can have under way at one broker. Untouched slots cost no memory.
 const SLOTS_MAX: u32 = 1 << 20;
@@ -49,8 +53,9 @@ pub(crate) struct Link {
     gone: AtomicBool,
     slots: Mutex<Slots>,
     next_object: AtomicU32,
-    outbox: Mutex<VecDeque<(Message, Vec<Arc<OwnedFd>>)>>,
-    n_outbox: AtomicUsize,
+    outbox: Mutex<Outbox<(Message, Vec<Arc<OwnedFd>>)>>,
+    /// There is something in the outbox, or was and is being sent. Changed under its lock.
+    is_behind: AtomicBool,
     /// Bells of other processes, by the number of a queue and theirs at it.
     bells: Mutex<HashMap<(u32, u32), Arc<EventFd>>>,
     /// Who waits for descriptors of an item.
@@ -134,19 +139,24 @@ impl Link {
         // EPIPE: the broker's process is gone, which the watch will find out as well, since nobody
         // keeps the other end of the link.
         let sent = socket::send_with_fds(&*door, &hello, &fds, Wait::Yes);
+        let gone = match sent {
+            Ok(_) => false,
+            Err(error) if is_end(&error) => true,
+            Err(error) => return Err(error),
+        };
         Ok(Self {
             epoch,
             door,
             socket,
             mailbox,
             bell,
-            gone: AtomicBool::new(sent.is_err()),
+            gone: AtomicBool::new(gone),
             slots: Mutex::default(),
             next_object: AtomicU32::new(1),
             outbox: Mutex::default(),
             bells: Mutex::default(),
             parcels: Mutex::default(),
-            n_outbox: AtomicUsize::new(0),
+            is_behind: AtomicBool::new(false),
             objects: Mutex::default(),
             watch: Mutex::new(None),
         })
@@ -184,12 +194,18 @@ impl Link {
     /// Tells the broker of an object. Unlike other messages this one is not put off: once a word
     /// names us, the broker has to know.
     pub(crate) fn open(&self, object: u32, client: u32, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let bytes = Message {
+        let opening = Message {
+            object,
+            says: Says::Opening,
+        };
+        let open = Message {
             object,
             says: Says::Open(client),
-        }
-        .to_bytes();
-        let sent = socket::send_with_fds(&self.socket, &[io::IoSlice::new(&bytes)], fds, Wait::Yes);
+        };
+        let bytes = open.to_bytes();
+        let bytes = [io::IoSlice::new(&bytes)];
+        let sent = socket::send_bytes(&self.socket, &opening.to_bytes(), Wait::Yes)
+            .and_then(|_| socket::send_with_fds(&self.socket, &bytes, fds, Wait::Yes));
         match sent {
             // The creator is gone: the object says so at its first use.
             Err(error) if is_end(&error) => {
@@ -208,39 +224,46 @@ impl Link {
     /// Sends a message with descriptors, at the latest when there is room.
     pub(crate) fn say_with(self: &Arc<Self>, object: u32, says: Says, fds: Vec<Arc<OwnedFd>>) {
         let message = Message { object, says };
-        if self.n_outbox.load(Acquire) == 0 && self.send(message, &fds, Wait::No) {
+        // What this thread has said before is sent, or is in the outbox and seen to be.
+        if !self.is_behind.load(Acquire) && self.send(message, &fds, Wait::No) {
             return;
         }
         let mut outbox = self.outbox();
-        outbox.push_back((message, fds));
-        if self.n_outbox.fetch_add(1, AcqRel) == 0 {
-            let link = Arc::clone(self);
-            let name = "mp-outbox".to_owned();
-            let started = thread::Builder::new()
-                .name(name)
-                .spawn(move || link.flush());
-            if started.is_err() {
-                // No thread to be had: wait here, which is late but not wrong.
-                drop(outbox);
-                self.flush();
-            }
+        self.is_behind.store(true, Release);
+        let is_ours = outbox.put((message, fds));
+        drop(outbox);
+        if !is_ours {
+            return;
+        }
+        let link = Arc::clone(self);
+        let name = "mp-outbox".to_owned();
+        let started = thread::Builder::new()
+            .name(name)
+            .spawn(move || link.flush());
+        if started.is_err() {
+            // No thread to be had: wait here, which is late but not wrong.
+            self.flush();
         }
     }
 
     /// Empties the outbox; ends when it is empty.
     fn flush(&self) {
         loop {
-            let Some((message, fds)) = self.outbox().front().cloned() else {
+            let mut outbox = self.outbox();
+            let Some((message, fds)) = outbox.next() else {
+                // Behind the last one, so that what is said now cannot overtake it.
+                self.is_behind.store(false, Release);
                 return;
             };
-            self.send(message, &fds, Wait::Yes);
-            self.outbox().pop_front();
-            // Behind the pop, so that what is said now cannot overtake it.
-            self.n_outbox.fetch_sub(1, AcqRel);
+            drop(outbox);
+            while !self.send(message, &fds, Wait::Yes) {
+                thread::sleep(RETRY);
+            }
         }
     }
 
-    /// True unless the socket has no room now.
+    /// False if it cannot be sent now: the socket has no room, or the kernel has none for it, such as for
+    /// more descriptors on their way.
     fn send(&self, message: Message, fds: &[Arc<OwnedFd>], wait: Wait) -> bool {
         let bytes = message.to_bytes();
         let sent = if fds.is_empty() {
@@ -251,12 +274,12 @@ impl Link {
         };
         match sent {
             Ok(_) => true,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-            Err(_) => {
-                // EPIPE or ECONNRESET: there is nobody to be told any more.
+            Err(error) if is_end(&error) => {
+                // There is nobody to be told any more.
                 self.end();
                 true
             }
+            Err(_) => false,
         }
     }
 
@@ -285,15 +308,15 @@ impl Link {
     fn on(&self, message: Message, mut fds: Vec<OwnedFd>) {
         match message.says {
             Says::BellOf(client) => {
-                let Some(bell) = fds.pop() else { return };
+                let bell = fds.pop().map(EventFd::received);
+                let Some(Ok(bell)) = bell else { return };
                 let mut bells = self.bells();
                 if bells.len() >= BELLS_MAX
                     && let Some(any) = bells.keys().next().copied()
                 {
                     bells.remove(&any);
                 }
-                let bell = Arc::new(EventFd::from(bell));
-                bells.insert((message.object, client), bell);
+                bells.insert((message.object, client), Arc::new(bell));
             }
             Says::Parcel(ticket) => {
                 let waiting = self.parcels().by_ticket.remove(&ticket);
@@ -432,7 +455,7 @@ impl Link {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outbox(&self) -> MutexGuard<'_, VecDeque<(Message, Vec<Arc<OwnedFd>>)>> {
+    fn outbox(&self) -> MutexGuard<'_, Outbox<(Message, Vec<Arc<OwnedFd>>)>> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

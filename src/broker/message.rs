@@ -22,6 +22,8 @@ pub(crate) type Place = (u32, u32);
 /// What a client says about an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Says {
+    /// It is about to send `Open`, with descriptors that the broker needs room for.
+    Opening,
     /// It will use the object, whose memory comes along, under this number in the words.
     Open(u32),
     /// It has dropped the object.
@@ -83,6 +85,7 @@ impl Message {
             Says::Forget(client, number) => (20, client, number, 0),
             Says::BellOf(client) => (21, client, 0, 0),
             Says::Parcel(ticket) => (22, ticket, 0, 0),
+            Says::Opening => (23, 0, 0, 0),
         };
         let mut bytes = [0; LEN];
         for (place, number) in bytes.chunks_exact_mut(4).zip([kind, self.object, a, b, c]) {
@@ -127,6 +130,7 @@ impl Message {
             20 => Says::Forget(a, b),
             21 => Says::BellOf(a),
             22 => Says::Parcel(a),
+            23 => Says::Opening,
             _ => return None,
         };
         Some(Self {
@@ -166,6 +170,7 @@ mod tests {
             Says::Forget(2, 3),
             Says::BellOf(6),
             Says::Parcel(7),
+            Says::Opening,
         ];
         for says in all {
             let message = Message { object: 4, says };

@@ -23,6 +23,7 @@ pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod object;
+pub(crate) mod outbox;
 pub(crate) mod park;
 pub(crate) mod parking;
 pub(crate) mod queue;

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::Ordering::{Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::atomic::{Ordering::Acquire, Ordering::Relaxed};
@@ -35,7 +36,7 @@ use crate::broker::park::{self, Rouse};
 use crate::broker::parking::Park;
 use crate::broker::queue;
 use crate::broker::queue::arena::Arena;
-use crate::broker::serve::Broker;
+use crate::broker::serve::{Broker, room};
 use crate::broker::slot::Wake;
 use crate::broker::spin::Spin;
 pub(crate) use crate::broker::spin::has_several_cpus;
@@ -83,6 +84,7 @@ impl Object {
     pub(crate) fn create(shape: Shape) -> io::Result<Arc<Self>> {
         let len = shape.len().ok_or(io::ErrorKind::OutOfMemory)?;
         let (region, file) = Region::create(c"mp-object", len)?;
+        room::check(&file)?;
         shape.write(&region);
         let bell = matches!(shape, Shape::Event).then(Bell::new).transpose()?;
         let file = Arc::new(file);
@@ -98,6 +100,7 @@ impl Object {
         ends: [BorrowedFd<'_>; 2],
     ) -> io::Result<Arc<Self>> {
         let file = Arc::new(Arena::create()?);
+        room::check(&file)?;
         let arena = Arena::open(Arc::clone(&file))?;
         queue::steps::create(&mut &arena, limit, leases)?;
         layout::mark_queue(arena.near());
@@ -109,7 +112,8 @@ impl Object {
     fn receive(file: OwnedFd, bell: Option<OwnedFd>, door: OwnedFd) -> io::Result<Arc<Self>> {
         let file = Arc::new(file);
         let mapped = Mapped::open(&file)?;
-        Self::attach(mapped, file, bell.map(Bell::from), Arc::new(door), &[])
+        let bell = bell.map(Bell::received).transpose()?;
+        Self::attach(mapped, file, bell, Arc::new(door), &[])
     }
 
     fn attach(
@@ -261,7 +265,10 @@ impl Object {
     /// Gives a permit's word back; it was taken by this process.
     #[inline]
     pub(crate) fn give(&self, word: usize) {
-        let Ok(me) = self.me() else { return };
+        // Also when the broker does not listen to us any more: others look at the word as well.
+        let me = self
+            .me()
+            .unwrap_or_else(|CreatorGone| self.me.load(Relaxed));
         let region = self.region();
         let plain = region.word64(word * 8);
         // The common case by itself: no flags, nobody sleeps. SeqCst: see `park`. Builds that break
@@ -411,7 +418,7 @@ fn introduce(
     ends: &[BorrowedFd<'_>],
 ) -> io::Result<(u32, u32)> {
     let number = link.next_object();
-    let me = layout::next_client(region);
+    let me = layout::next_client(region)?;
     let mut fds = vec![file.as_fd()];
     fds.extend(bell.map(AsFd::as_fd));
     fds.extend(ends);
@@ -484,7 +491,12 @@ fn own_door() -> io::Result<Arc<OwnedFd>> {
     }
     let (mut broker, door) = Broker::new()?;
     let readable = broker.as_fd().try_clone_to_owned()?;
-    let watch = supervisor::watch(&readable, Interest::Read, move || broker.turn())?;
+    let watch = supervisor::watch(&readable, Interest::Read, move || {
+        // A fault of the broker must not end the thread that everything in this process relies on.
+        if panic::catch_unwind(AssertUnwindSafe(|| broker.turn())).is_err() {
+            tracing::error!("the broker of this process' shared objects has panicked; it goes on");
+        }
+    })?;
     // The broker lives as long as the process: objects of dropped handles may be in use elsewhere.
     std::mem::forget(watch);
     let door = Arc::new(door);

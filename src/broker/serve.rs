@@ -17,6 +17,7 @@
 //! senseless is not listened to any more. Its death is still noticed and swept.
 
 mod queue;
+pub(crate) mod room;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use self::queue::{Doubt, Queue};
+use self::room::Room;
 use crate::broker::barrier::{self, Barrier};
 use crate::broker::bell::Bell;
 use crate::broker::gate::{self, Gate};
@@ -60,6 +62,9 @@ const MESSAGES_PER_TURN: usize = 64;
 /// More than a link can hold.
 const BACKLOG_MAX: usize = 1 << 14;
 
+/// The shortest time that a timer can be set to.
+const NOW: Duration = Duration::from_nanos(1);
+
 const DOOR: u64 = 0;
 const TIMER: u64 = 1;
 
@@ -82,6 +87,7 @@ pub(crate) struct Broker {
     /// Who wants descriptors of a process that we do not know (yet).
     doubts: Vec<Doubt>,
     ready: Vec<u64>,
+    room: Room,
 }
 
 /// One client process.
@@ -96,6 +102,10 @@ struct Peer {
     opened: HashMap<u32, (Inode, u32)>,
     /// Answers that the link has had no room for.
     unsent: VecDeque<(Message, Fds)>,
+    /// How many objects it is about to open.
+    n_opening: u32,
+    /// It is not read until there is room for descriptors.
+    is_put_off: bool,
 }
 
 #[derive(Debug)]
@@ -147,6 +157,7 @@ impl Broker {
             ends: HashMap::new(),
             doubts: Vec::new(),
             ready: Vec::new(),
+            room: Room::default(),
         };
         Ok((broker, outside))
     }
@@ -173,6 +184,7 @@ impl Broker {
             }
         }
         self.ready = ready;
+        self.read_on();
         self.settle_doubts();
         self.pass_time();
     }
@@ -182,16 +194,19 @@ impl Broker {
         let mut hello = BytesMut::new();
         let mut fds = Vec::new();
         let max = HELLO.len() + 1;
-        while let Ok(came) = socket::recv_with_fds(&self.door, &mut hello, max, &mut fds, Wait::No)
-        {
-            if came.len == 0 {
-                return;
-            }
-            let fds = mem::take(&mut fds);
-            if hello.split() == HELLO
-                && let Err(error) = self.let_in(fds)
+        while self.has_room_for_hello() {
+            let came = socket::recv_with_fds(&self.door, &mut hello, max, &mut fds, Wait::No);
+            let is_hello = came.is_ok_and(|came| came.len > 0);
+            if is_hello
+                && hello.split() == HELLO
+                && let Err(error) = self.let_in(mem::take(&mut fds))
             {
                 tracing::warn!(%error, "a process could not be let in to the shared objects");
+            }
+            fds.clear();
+            self.room.fill(&self.door);
+            if !is_hello {
+                return;
             }
         }
     }
@@ -202,12 +217,16 @@ impl Broker {
             .map_err(|_| io::Error::other("its descriptors did not come along"))?;
         let [link, mailbox, bell, pidfd] = fds;
         let mailbox = Region::map_all(mailbox)?;
+        let bell = Bell::received(bell)?;
         let pidfd = Pidfd::from(pidfd);
         let id = self.next_peer;
         self.next_peer += 1;
         self.epoll.add(&link, 2 * id, Interest::Read)?;
-        self.epoll.add(&pidfd, 2 * id + 1, Interest::Read)?;
-        let bell = Bell::from(bell);
+        if let Err(error) = self.epoll.add(&pidfd, 2 * id + 1, Interest::Read) {
+            // The other copies of the link would keep it in the set.
+            let _ = self.epoll.remove(&link);
+            return Err(error);
+        }
         let peer = Peer {
             link: Some(link),
             pidfd,
@@ -215,6 +234,8 @@ impl Broker {
             bell,
             opened: HashMap::new(),
             unsent: VecDeque::new(),
+            n_opening: 0,
+            is_put_off: false,
         };
         self.peers.insert(id, peer);
         Ok(())
@@ -228,7 +249,13 @@ impl Broker {
             let Some(peer) = self.peers.get(&id) else {
                 return;
             };
-            let Some(link) = &peer.link else { return };
+            let n_opening = peer.n_opening;
+            if n_opening > 0 && !self.has_room_for_object(id) {
+                return;
+            }
+            let Some(link) = self.peers.get(&id).and_then(|peer| peer.link.as_ref()) else {
+                return;
+            };
             bytes.clear();
             let max = message::LEN + 1;
             let came = match socket::recv_with_fds(link, &mut bytes, max, &mut fds, Wait::No) {
@@ -239,6 +266,9 @@ impl Broker {
                 _ => return self.hang_up(id),
             };
             let message = Message::from_bytes(&bytes);
+            if n_opening > 0 {
+                self.room.fill(&self.door);
+            }
             let mut fds = mem::take(&mut fds);
             if came.fds_lost {
                 fds.clear();
@@ -278,6 +308,9 @@ impl Broker {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
+        if peer.is_put_off {
+            return self.bury_later(id);
+        }
         let opened: Vec<u32> = peer.opened.keys().copied().collect();
         for object in opened {
             self.close(id, object);
@@ -294,10 +327,19 @@ impl Broker {
         let Some(peer) = self.peers.get(&id) else {
             return Ok(());
         };
-        if let Says::Open(client) = message.says {
-            return self
-                .open(id, message.object, client, fds)
-                .map_err(|_| Violation);
+        match message.says {
+            Says::Opening => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.n_opening = peer.n_opening.saturating_add(1);
+                }
+                return Ok(());
+            }
+            Says::Open(client) => {
+                return self
+                    .open(id, message.object, client, fds)
+                    .map_err(|_| Violation);
+            }
+            _ => (),
         }
         let Some(&(inode, client)) = peer.opened.get(&message.object) else {
             return Err(Violation);
@@ -310,7 +352,7 @@ impl Broker {
             Ok(Ticket { client, slot, turn })
         };
         let request = match message.says {
-            Says::Open(_) => return Err(Violation),
+            Says::Opening | Says::Open(_) => return Err(Violation),
             Says::Close => {
                 self.close(id, message.object);
                 return Ok(());
@@ -360,6 +402,9 @@ impl Broker {
     /// A peer begins to use an object under the number `client`.
     fn open(&mut self, id: u64, object: u32, client: u32, fds: Vec<OwnedFd>) -> io::Result<()> {
         let refused = || io::Error::from(io::ErrorKind::InvalidInput);
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.n_opening = peer.n_opening.saturating_sub(1);
+        }
         let mut fds = fds.into_iter();
         let file = fds.next().ok_or_else(refused)?;
         let inode = Inode::of(&file)?;
@@ -561,18 +606,26 @@ impl Broker {
         }
     }
 
+    /// Has a turn come at this time at the latest.
+    fn arm(&mut self, deadline: Duration) {
+        // A timer that goes off too early is set again then, so that most waits, which end before their
+        // deadline, cost no call.
+        if self.armed.is_none_or(|armed| deadline < armed) {
+            self.timer
+                .set(deadline.saturating_sub(self.start.elapsed()).max(NOW));
+            self.armed = Some(deadline);
+        }
+    }
+
     /// Serves the objects whose waiters have waited long, and sets the timer for the next one.
     fn pass_time(&mut self) {
+        if self.room.is_short() {
+            self.arm(self.start.elapsed() + room::RETRY);
+        }
         while let Some(&(deadline, inode)) = self.deadlines.first() {
             let now = self.start.elapsed();
             if deadline > now {
-                // A timer that goes off too early is set again then, so that most waits, which end
-                // before their deadline, cost no call.
-                if self.armed.is_none_or(|armed| deadline < armed) {
-                    self.timer.set(deadline - now);
-                    self.armed = Some(deadline);
-                }
-                return;
+                return self.arm(deadline);
             }
             let time = match self.objects.get(&inode).map(|object| &object.machine) {
                 Some(Machine::Queue(_)) => Request::Queue(Queue::Time),
@@ -609,7 +662,7 @@ impl Object {
             }
             Kind::Event => {
                 let bell = fds.next().ok_or(io::ErrorKind::InvalidInput)?;
-                Machine::Event(bell.into())
+                Machine::Event(Bell::received(bell)?)
             }
             Kind::Queue => Machine::Queue(Keep::default()),
         };

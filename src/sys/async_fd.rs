@@ -61,8 +61,7 @@ pub(crate) fn watch_event_fd(fd: Arc<EventFd>) -> io::Result<AsyncFd<SharedEvent
     let watched = register(Arc::clone(&fd));
     if watched.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::AlreadyExists) {
         // An earlier one of the same descriptor is just being taken out by another thread.
-        let copy = fd.as_fd().try_clone_to_owned()?;
-        return register(Arc::new(EventFd::from(copy)));
+        return register(Arc::new(fd.try_clone()?));
     }
     watched
 }

@@ -6,6 +6,7 @@ mod cancel;
 mod condition;
 mod creator;
 mod event;
+mod limit;
 mod lock;
 mod rlock;
 mod semaphore;
