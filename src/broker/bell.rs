@@ -18,7 +18,7 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
@@ -120,6 +120,8 @@ impl Bell {
         }
         let ear = async_fd::watch_event_fd(Arc::clone(&self.fd));
         let ear = Arc::new(ear.expect("an eventfd can be added to the runtime's epoll set"));
+        // To keep one would keep what is left of its runtime.
+        ears.kept.retain(|kept| !is_of_ended_runtime(kept));
         ears.known.retain(|(_, known)| known.strong_count() > 0);
         ears.known.push((id, Arc::downgrade(&ear)));
         ears.kept.push_back(Arc::clone(&ear));
@@ -146,6 +148,12 @@ impl Bell {
         }
         ears
     }
+}
+
+/// Whether the runtime of a registration has been shut down.
+fn is_of_ended_runtime(ear: &Ear) -> bool {
+    let mut cx = Context::from_waker(Waker::noop());
+    matches!(ear.poll_read_ready(&mut cx), Poll::Ready(Err(_)))
 }
 
 impl AsFd for Bell {
@@ -203,5 +211,24 @@ mod tests {
         let found = tokio::time::timeout(Duration::from_secs(30), found).await;
         assert!(found.is_ok(), "the ring is lost");
         other.abort();
+    }
+
+    #[test]
+    fn a_runtime_that_is_gone_is_not_kept_when_another_one_listens() {
+        let bell = Bell::new().unwrap();
+        for _ in 0..3 {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let mut looks = 0;
+            runtime.block_on(bell.listen(|| {
+                looks += 1;
+                bell.ring();
+                (looks > 2).then_some(())
+            }));
+
+            assert_eq!(bell.ears().kept.len(), 1);
+        }
     }
 }

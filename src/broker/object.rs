@@ -491,7 +491,7 @@ fn own_door() -> io::Result<Arc<OwnedFd>> {
     }
     let (mut broker, door) = Broker::new()?;
     let readable = broker.as_fd().try_clone_to_owned()?;
-    let watch = supervisor::watch(&readable, Interest::Read, move || {
+    let watch = supervisor::watch_with_deaths(&readable, Interest::Read, move || {
         // A fault of the broker must not end the thread that everything in this process relies on.
         if panic::catch_unwind(AssertUnwindSafe(|| broker.turn())).is_err() {
             tracing::error!("the broker of this process' shared objects has panicked; it goes on");

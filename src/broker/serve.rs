@@ -168,9 +168,14 @@ impl Broker {
         if let Err(error) = self.epoll.wait(&mut ready, Some(Duration::ZERO)) {
             tracing::error!(%error, "the broker cannot see what is ready");
         }
+        if ready.contains(&DOOR) {
+            // First: who knocks may be dead already, and is to be swept up after in the same turn.
+            self.greet();
+            let _ = self.epoll.wait(&mut ready, Some(Duration::ZERO));
+        }
         for token in ready.drain(..) {
             match token {
-                DOOR => self.greet(),
+                DOOR => (),
                 TIMER => {
                     self.timer.clear();
                     self.armed = None;

@@ -580,6 +580,7 @@ impl Child {
             },
             Ended::No | Ended::Unknown => ExitStatus::Unknown,
         };
+        supervisor.watched.has_died();
         self.end(Some(status), supervisor);
         true
     }

@@ -37,7 +37,7 @@ use self::child::{Child, Part};
 pub(crate) use self::guardian::{Entry, List};
 use self::stderr::Forward;
 use self::timer::{TimerId, Timers};
-pub(crate) use self::watch::{Watch, watch};
+pub(crate) use self::watch::{Watch, watch, watch_with_deaths};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::eventfd::EventFd;
 use crate::sys::pidfd::{self, Ended, Reap};

@@ -33,6 +33,8 @@ struct Entry {
     fd: OwnedFd,
     /// Shared, so that it is called without the table's lock. Only the supervisor's thread calls.
     callback: Arc<Mutex<dyn FnMut() + Send>>,
+    /// It is also called before the end of a child is told.
+    hears_of_deaths: bool,
 }
 
 /// Calls `callback` on the supervisor's thread whenever a copy of `fd` is ready. It must not wait.
@@ -41,6 +43,25 @@ pub(crate) fn watch(
     interest: Interest,
     callback: impl FnMut() + Send + 'static,
 ) -> io::Result<Watch> {
+    add(fd, interest, callback, false)
+}
+
+/// The same, and whenever a child has ended, before anybody is told: so that what was to be swept up
+/// after it has been.
+pub(crate) fn watch_with_deaths(
+    fd: impl AsFd,
+    interest: Interest,
+    callback: impl FnMut() + Send + 'static,
+) -> io::Result<Watch> {
+    add(fd, interest, callback, true)
+}
+
+fn add(
+    fd: impl AsFd,
+    interest: Interest,
+    callback: impl FnMut() + Send + 'static,
+    hears_of_deaths: bool,
+) -> io::Result<Watch> {
     let supervisor = super::get()?;
     let fd = fd.as_fd().try_clone_to_owned()?;
     let mut entries = supervisor.watched.entries();
@@ -48,7 +69,12 @@ pub(crate) fn watch(
     entries.next += 1;
     supervisor.epoll.add(&fd, BIT | id, interest)?;
     let callback = Arc::new(Mutex::new(callback));
-    entries.by_id.insert(id, Entry { fd, callback });
+    let entry = Entry {
+        fd,
+        callback,
+        hears_of_deaths,
+    };
+    entries.by_id.insert(id, entry);
     Ok(Watch { id, supervisor })
 }
 
@@ -63,6 +89,17 @@ impl Watched {
         let callback = Arc::clone(&entry.callback);
         drop(entries);
         callback.lock().unwrap_or_else(PoisonError::into_inner)();
+    }
+
+    /// A child has ended, and nobody has been told.
+    pub(super) fn has_died(&self) {
+        let entries = self.entries();
+        let those = entries.by_id.values().filter(|entry| entry.hears_of_deaths);
+        let callbacks: Vec<_> = those.map(|entry| Arc::clone(&entry.callback)).collect();
+        drop(entries);
+        for callback in callbacks {
+            callback.lock().unwrap_or_else(PoisonError::into_inner)();
+        }
     }
 
     /// In a forked child: closes what its parent watched.

@@ -57,6 +57,22 @@ pub(crate) async fn a_holder_that_is_killed_gives_the_lock_on_and_the_next_one_i
     assert!(!soon(lock.lock()).await.unwrap().recovered());
 }
 
+fn end_with_it(lock: Lock) {
+    let _guard = lock.blocking_lock().unwrap();
+    std::process::exit(3);
+}
+
+pub(crate) async fn what_a_process_held_is_free_when_its_end_is_told(by: By) {
+    for _ in 0..50 {
+        let lock = Lock::new().unwrap();
+        let child = by.start(end_with_it, lock.clone()).await;
+
+        soon(child.wait()).await;
+
+        assert!(lock.try_lock().unwrap().recovered());
+    }
+}
+
 pub(crate) async fn a_waiter_that_is_killed_takes_nothing_along(by: By) {
     let (lock, taken, never) = (
         Lock::new().unwrap(),
