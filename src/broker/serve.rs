@@ -59,8 +59,10 @@ pub(crate) const HELLO: &[u8] = b"mp broker 1";
 
 /// How many messages of one client are read before the others have their turn.
 const MESSAGES_PER_TURN: usize = 64;
-/// More than a link can hold.
+/// More than a link, or the door, can hold.
 const BACKLOG_MAX: usize = 1 << 14;
+/// How many answers wait for a client that does not read them, before it is not listened to any more.
+const UNSENT_MAX: usize = 1 << 12;
 
 /// The shortest time that a timer can be set to.
 const NOW: Duration = Duration::from_nanos(1);
@@ -199,7 +201,10 @@ impl Broker {
         let mut hello = BytesMut::new();
         let mut fds = Vec::new();
         let max = HELLO.len() + 1;
-        while self.has_room_for_hello() {
+        for _ in 0..BACKLOG_MAX {
+            if !self.has_room_for_hello() {
+                return;
+            }
             let came = socket::recv_with_fds(&self.door, &mut hello, max, &mut fds, Wait::No);
             let is_hello = came.is_ok_and(|came| came.len > 0);
             if is_hello
@@ -308,8 +313,8 @@ impl Broker {
 
     /// Sweeps up after a dead peer.
     fn bury(&mut self, id: u64) {
-        // What it said before it died counts.
-        self.read(id, usize::MAX);
+        // What it said before it died counts; others may have its link still, and say on and on.
+        self.read(id, BACKLOG_MAX);
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };

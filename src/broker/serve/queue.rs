@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{BACKLOG_MAX, Broker, Machine, Peer, Request};
+use super::{BACKLOG_MAX, Broker, Machine, Peer, Request, UNSENT_MAX};
 use crate::broker::memory::Memory;
 use crate::broker::message::{Message, Says};
 use crate::broker::queue::arena::{Arena, NotMapped, WithBells};
@@ -228,6 +228,11 @@ impl Broker {
     fn answer(&mut self, id: u64, message: Message, fds: Fds) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.unsent.push_back((message, fds));
+            if peer.unsent.len() > UNSENT_MAX {
+                tracing::warn!("a process does not read what it asked for");
+                peer.unsent.clear();
+                return self.hang_up(id);
+            }
             self.flush(id);
         }
     }
