@@ -154,6 +154,8 @@ cases! {
     ;
     sync, creator:
         what_a_process_has_created_fails_once_it_has_ended
+        what_a_process_has_created_fails_though_a_copy_of_it_lives_on
+        who_waits_is_told_of_the_creators_end_though_a_copy_of_it_lives_on
     ;
     sync, event:
         a_set_in_another_process_releases_every_waiter

@@ -62,8 +62,9 @@ pub(crate) struct Link {
     parcels: Mutex<Parcels>,
     /// Objects that have to know when the broker is gone.
     objects: Mutex<Vec<Weak<dyn Sleepers>>>,
-    /// Notices the end of the broker's process.
-    watch: Mutex<Option<Watch>>,
+    /// Notice the end of the broker's process: by the link, and by its pidfd, as a copy that the process
+    /// made of itself may have its end of the link still.
+    watches: Mutex<Vec<Watch>>,
 }
 
 /// An object, as far as the end of its creator concerns it.
@@ -121,10 +122,33 @@ impl Link {
                 link.receive();
             }
         })?;
-        *link.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
+        link.watches().push(watch);
+        if let Some(creator) = socket::creator(&*link.door).filter(|pid| *pid != std::process::id())
+        {
+            link.watch_process(creator)?;
+        }
         links.by_door.retain(|_, known| known.strong_count() > 0);
         links.by_door.insert(inode, weak);
         Ok(link)
+    }
+
+    /// Notices the end of the broker's process also if a copy that it made of itself has its end of
+    /// the link, or of the door, still.
+    fn watch_process(self: &Arc<Self>, pid: u32) -> io::Result<()> {
+        let Some(pidfd) = Pidfd::of_living(pid)? else {
+            self.end();
+            return Ok(());
+        };
+        let link = Arc::downgrade(self);
+        let watch = supervisor::watch(&pidfd, Interest::Read, move || {
+            if let Some(link) = link.upgrade() {
+                // What it said before it ended counts.
+                link.receive();
+                link.end();
+            }
+        })?;
+        self.watches().push(watch);
+        Ok(())
     }
 
     fn new(door: Arc<OwnedFd>, epoch: u64) -> io::Result<Self> {
@@ -158,7 +182,7 @@ impl Link {
             parcels: Mutex::default(),
             is_behind: AtomicBool::new(false),
             objects: Mutex::default(),
-            watch: Mutex::new(None),
+            watches: Mutex::default(),
         })
     }
 
@@ -360,6 +384,10 @@ impl Link {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn watches(&self) -> MutexGuard<'_, Vec<Watch>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn parcels(&self) -> MutexGuard<'_, Parcels> {
         self.parcels.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -403,6 +431,8 @@ impl Link {
         }
         // Last: whoever is woken by it has to find the end wherever it looks.
         self.bell.ring();
+        // An ended process' pidfd is readable for ever.
+        self.watches().clear();
     }
 
     /// Takes a slot and makes it wait, for a request that the caller is about to send.

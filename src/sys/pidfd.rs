@@ -52,6 +52,17 @@ impl Pidfd {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// The same; nothing if there is no process with that number, or a thread has it by now.
+    pub(crate) fn of_living(pid: u32) -> io::Result<Option<Self>> {
+        match Self::open(pid) {
+            Ok(pidfd) => Ok(Some(pidfd)),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ESRCH | Errno::EINVAL | Errno::ENOENT) => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
     /// Sends `signal`. A process that has ended already is no error.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
         let fd = self.0.as_raw_fd();

@@ -247,6 +247,12 @@ pub(crate) fn end_sending(fd: impl AsFd) -> io::Result<()> {
     Ok(shutdown(fd.as_fd().as_raw_fd(), Shutdown::Write)?)
 }
 
+/// The process that made the pair that `fd` is an end of, if there is such a process in ours' namespace.
+pub(crate) fn creator(fd: impl AsFd) -> Option<u32> {
+    let peer = getsockopt(&fd, sockopt::PeerCredentials).ok()?;
+    u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
+}
+
 /// Whether `fd` is a Unix socket whose peer runs as this process' user.
 pub(crate) fn is_ours(fd: BorrowedFd<'_>) -> bool {
     let Ok(peer) = getsockopt(&fd, sockopt::PeerCredentials) else {

@@ -7,6 +7,8 @@ use crate::process::suite::By;
 
 by_both_safe_ways! {
     what_a_process_has_created_fails_once_it_has_ended
+    what_a_process_has_created_fails_though_a_copy_of_it_lives_on
+    who_waits_is_told_of_the_creators_end_though_a_copy_of_it_lives_on
 }
 
 #[test]
