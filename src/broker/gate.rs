@@ -9,8 +9,8 @@
 //! the gate or that of one condition. A notification moves tickets from a condition to the gate, in
 //! their order, so nobody is woken only to wait again.
 //!
-//! **Serving** goes word by word: clear POKED, look, and if the word is free name the first waiter in
-//! it, then answer that waiter. In this order, since a release after the clearing pokes again, and
+//! **Serving** goes word by word: clear POKED, look, free what was given back, and if the word is free
+//! name the first waiter in it, then answer that waiter. In this order, since a release after the clearing pokes again, and
 //! one before it has left a free word to be seen. A waiter's slot is the one place where grant and
 //! cancellation meet: if it was cancelled, the answer is refused and the word goes to the next.
 //!
@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use crate::broker::memory::{Answer, Answers, Rule, Ticket};
 use crate::broker::word::{
-    DUE, NOBODY, POKED, QUEUE_BITS, QUEUED, RECOVERED, freed, is_free, owner,
+    DUE, GIVEN, OWNER, POKED, QUEUE_BITS, QUEUED, RECOVERED, freed, is_free, owner,
 };
 
 /// How long newcomers may pass a waiter.
@@ -77,7 +77,7 @@ pub(crate) enum Request {
     ReleaseLedger { client: u32 },
     /// A permit of the ledger belongs to nobody in particular any more.
     ForgetLedger { client: u32 },
-    /// A permit comes back that nobody in particular had.
+    /// A permit comes into the ledger, as it has no word.
     Add,
     /// Release the lock and wait for a notification, in one step.
     Wait { ticket: Ticket, condition: u32 },
@@ -248,6 +248,10 @@ impl Gate {
                     memory.clear_bits(word, POKED)? & !POKED
                 }
             };
+            if owner(seen) == GIVEN && !memory.breaks(Rule::ServeFreesGiven) {
+                // Nobody else touches it. It was given back whether or not we were told.
+                seen = memory.clear_bits(word, OWNER)? & !OWNER;
+            }
             while is_free(seen) {
                 let Some(&waiter) = self.queue.front() else {
                     break;
@@ -279,7 +283,7 @@ impl Gate {
                     break;
                 }
                 // Nobody else touches an owned word but to set POKED, which only its owner does.
-                seen = memory.clear_bits(word, u64::from(u32::MAX))? & !u64::from(u32::MAX);
+                seen = memory.clear_bits(word, OWNER)? & !OWNER;
             }
         }
         self.serve_from_ledger(memory)?;
@@ -393,16 +397,12 @@ impl Gate {
     }
 
     fn add<M: Answers>(&mut self, memory: &mut M) -> Result<(), M::Stop> {
-        for word in self.layout.permits.clone() {
-            if self.free(word, NOBODY, 0, memory)? {
-                return Ok(());
-            }
+        // A lock has no ledger.
+        if self.layout.marks_death {
+            return Ok(());
         }
-        if !self.layout.marks_death {
-            self.ledger += 1;
-            self.show_ledger(memory)?;
-        }
-        Ok(())
+        self.ledger += 1;
+        self.show_ledger(memory)
     }
 
     fn wait<M: Answers>(

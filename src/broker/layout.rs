@@ -199,7 +199,7 @@ pub(crate) fn next_client(region: &Region) -> io::Result<u32> {
     let next = region.word64(CLIENTS * 8).fetch_add(1, Relaxed) + 1;
     u32::try_from(next)
         .ok()
-        .filter(|id| *id != word::NOBODY)
+        .filter(|id| word::is_process(*id))
         .ok_or_else(|| io::Error::other("a shared object has no numbers left for its users"))
 }
 

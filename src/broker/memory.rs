@@ -143,10 +143,12 @@ impl Memory for Shared<'_> {
 
 #[cfg(mutants)]
 impl Rule {
-    const ALL: [Self; 57] = [
+    const ALL: [Self; 59] = [
         Self::TakeRespectsDue,
         Self::GiveRespectsDue,
         Self::GivePokes,
+        Self::AddClaims,
+        Self::ServeFreesGiven,
         Self::GiveIsOneStep,
         Self::TakeIsOneStep,
         Self::CancelGivesBack,
@@ -225,6 +227,10 @@ pub(crate) enum Rule {
     GiveRespectsDue,
     /// Who frees a word that somebody queues for tells the broker.
     GivePokes,
+    /// What belongs to nobody is claimed by whoever gives it back, also when only the broker may free it.
+    AddClaims,
+    /// The broker frees what was given back like this whenever it serves.
+    ServeFreesGiven,
     /// A word is freed together with the look at its flags, in one step.
     GiveIsOneStep,
     /// A free word is taken by a compare-and-swap.

@@ -45,7 +45,7 @@ use crate::broker::queue::arena::NotMapped;
 use crate::broker::queue::keep::{Fds, Keep};
 use crate::broker::slot::{self, Wake};
 use crate::broker::vigil;
-use crate::broker::word::{self, NOBODY};
+use crate::broker::word;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::futex;
 use crate::sys::inode::Inode;
@@ -426,7 +426,7 @@ impl Broker {
         let known = self.objects.get_mut(&inode).ok_or_else(refused)?;
         let peer = self.peers.get_mut(&id).ok_or_else(refused)?;
         let is_free = !known.members.contains_key(&client) && !peer.opened.contains_key(&object);
-        if client == 0 || client == NOBODY || !is_free {
+        if !word::is_process(client) || !is_free {
             return Err(refused());
         }
         known.members.insert(client, id);

@@ -9,7 +9,8 @@
 //! 62 DUE        somebody has waited long: only the broker may free or give this word
 //! 61 POKED      the word was freed while QUEUED, and the broker is told or about to be
 //! 60 RECOVERED  the last owner died with it (locks only)
-//! 31..0         the owner's number at this object; 0: free; all ones: taken by nobody in particular
+//! 31..0         the owner's number at this object; 0: free; all ones: taken by nobody in particular;
+//!               one less: nobody's, and given back for whom the broker chooses
 //! ```
 //!
 //! | who | step | from | to |
@@ -18,10 +19,11 @@
 //! | client | give | mine, not QUEUED | free |
 //! | client | give | mine, QUEUED, not DUE | free and POKED, then tells the broker `Poke` |
 //! | client | give | mine, DUE | unchanged, tells the broker `Release` |
+//! | client | give | nobody's, DUE | given back, then tells the broker `Poke` |
 //! | broker | queue | any | QUEUED |
 //! | broker | time | QUEUED | DUE |
 //! | broker | grant | free | owner = the waiter |
-//! | broker | free | owned by one who released or died | free |
+//! | broker | free | owned by one who released or died, or given back | free |
 //!
 //! **Barging.** While a word is not DUE a newcomer may take it past the queue, which keeps a busy
 //! lock on the processor that has it. After a waiter's patience the broker sets DUE: from then on
@@ -34,7 +36,8 @@
 //!   process had open. *Stopped there instead of killed:* the waiter's patience ends, and the broker
 //!   looks at the word by itself. Later releasers that find POKED say nothing; they rely on the same.
 //! - *Killed between the decision for `Release` and sending it:* the word still names the dead
-//!   process.
+//!   process. What belongs to nobody names no process, so whoever gives it back says so in the word
+//!   first: no other one can give it back again, and if it is killed before `Poke`, every death serves.
 //! - *A flag set between a look and the exchange:* the exchange fails, and the client looks again.
 //!
 //! **Orderings.** A take is an acquire and pairs with the release of the give (or of the broker's
@@ -59,10 +62,19 @@ pub(crate) const QUEUE_BITS: u64 = QUEUED | DUE | POKED;
 
 /// The owner of a permit that was taken without a guard, or that does not exist (yet).
 pub(crate) const NOBODY: u32 = u32::MAX;
+/// The owner of a permit that nobody in particular had and that was given back: the broker frees it.
+pub(crate) const GIVEN: u32 = NOBODY - 1;
+/// The bits of the owner.
+pub(crate) const OWNER: u64 = u32::MAX as u64;
 
 /// Who has the word; 0 when it is free.
 pub(crate) fn owner(word: u64) -> u32 {
     word as u32
+}
+
+/// Whether this is the number of a process.
+pub(crate) fn is_process(owner: u32) -> bool {
+    owner != 0 && owner < GIVEN
 }
 
 /// Whether nobody has the word.
@@ -184,9 +196,8 @@ pub(crate) fn disown<M: Memory>(memory: &mut M, word: usize, me: u32) -> Result<
     Ok(())
 }
 
-/// Frees a word that belongs to nobody, if there is one.
-///
-/// `Some(Tell::Release)` asks the broker to do it, as a hand-over is due.
+/// Gives back a word that belongs to nobody, if there is one: frees it, or leaves that to the broker
+/// if a hand-over is due.
 pub(crate) fn give_nobodys<M: Memory>(
     memory: &mut M,
     words: Range<usize>,
@@ -194,17 +205,20 @@ pub(crate) fn give_nobodys<M: Memory>(
     for word in words {
         let mut seen = memory.load(word)?;
         while owner(seen) == NOBODY {
-            if seen & DUE != 0 {
-                return Ok(Some(Tell::Release));
+            let (due, queued) = (seen & DUE != 0, seen & QUEUED != 0);
+            if due && memory.breaks(Rule::AddClaims) {
+                return Ok(Some(Tell::Poke));
             }
-            let queued = seen & QUEUED != 0;
-            let next = if queued {
+            let next = if due {
+                seen & !OWNER | u64::from(GIVEN)
+            } else if queued {
                 freed(seen) | POKED
             } else {
                 freed(seen)
             };
             // SeqCst: as in `give`.
             match memory.replace(word, seen, next, SeqCst)? {
+                Ok(_) if due => return Ok(Some(Tell::Poke)),
                 Ok(_) if queued && seen & POKED == 0 => return Ok(Some(Tell::Poke)),
                 Ok(_) => return Ok(Some(Tell::Nothing)),
                 Err(now) => seen = now,
@@ -230,4 +244,30 @@ pub(crate) fn withhold<M: Memory>(memory: &mut M, words: Range<usize>) -> Result
         let _ = memory.replace(word, 0, u64::from(NOBODY), Relaxed)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::layout::{self, Shape};
+    use crate::broker::memory::Shared;
+    use crate::sys::memfd::Region;
+
+    #[test]
+    fn what_nobody_has_is_given_back_once_also_when_the_broker_frees_it() {
+        let shape = Shape::Semaphore {
+            permits: 1,
+            bounded: true,
+        };
+        let (region, _) = Region::create(c"mp-object", shape.len().unwrap()).unwrap();
+        shape.write(&region);
+        let (mut memory, permits) = (Shared(&region), layout::permits(&region));
+        let Ok(_) = take(&mut memory, permits.clone(), 0, 3);
+        let Ok(()) = disown(&mut memory, permits.start, 3);
+        let Ok(_) = memory.set_bits(permits.start, QUEUED | DUE);
+
+        let told = give_nobodys(&mut memory, permits.clone());
+        assert_eq!(told, Ok(Some(Tell::Poke)));
+        assert_eq!(give_nobodys(&mut memory, permits), Ok(None));
+    }
 }

@@ -201,6 +201,7 @@ pub(crate) fn describe(object: &Object) -> String {
     match word::owner(seen) {
         0 => "free".to_owned(),
         word::NOBODY => "taken without a guard".to_owned(),
+        word::GIVEN => "being handed over".to_owned(),
         owner if object.me() == Ok(owner) => "held by this process".to_owned(),
         owner => format!("held by another process (its number {owner})"),
     }

@@ -13,9 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::held::{self, Held};
 use crate::broker::layout::{Kind, LOCK, Shape};
-use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
-use crate::broker::word::{self, Tell};
+use crate::broker::word;
 use crate::error::{CreatorGone, OverRelease, TryLockError};
 
 /// A mutual exclusion between tasks of all processes that have a handle.
@@ -178,11 +177,7 @@ impl Lock {
     /// Fails with [`OverRelease`] when it is free or held by a guard.
     pub fn release(&self) -> Result<(), OverRelease> {
         let Ok(tell) = word::give_nobodys(&mut self.object.words(), LOCK..LOCK + 1);
-        match tell.ok_or(OverRelease)? {
-            // The broker frees it, as somebody waits who is next.
-            Tell::Release => self.object.say(Says::Add),
-            tell => self.object.tell(tell, LOCK),
-        }
+        self.object.tell(tell.ok_or(OverRelease)?, LOCK);
         Ok(())
     }
 

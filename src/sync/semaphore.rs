@@ -17,7 +17,7 @@ use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
 use crate::broker::parking::Parking;
 use crate::broker::slot::Wake;
-use crate::broker::word::{self, Tell};
+use crate::broker::word;
 use crate::error::{CreatorGone, OverRelease, TryLockError};
 use crate::sys::fork_epoch;
 
@@ -259,16 +259,12 @@ fn available(object: &Object) -> usize {
     n_free + layout::ledger(object.region()) as usize
 }
 
-/// Frees a word that nobody in particular has. False if there is none.
+/// Gives back a word that nobody in particular has. False if there is none.
 fn give_nobodys(object: &Object) -> bool {
     let permits = layout::permits(object.region());
     let Ok(tell) = word::give_nobodys(&mut object.words(), permits.clone());
-    match tell {
-        None => return false,
-        // The broker frees it, as somebody waits who is next.
-        Some(Tell::Release) => object.say(Says::Add),
-        Some(tell) => object.tell(tell, permits.start),
-    }
+    let Some(tell) = tell else { return false };
+    object.tell(tell, permits.start);
     true
 }
 

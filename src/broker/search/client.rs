@@ -727,6 +727,7 @@ impl World {
                 } else if op == Op::Forget {
                     let done = self.run(i, broken, fault, |m| word::disown(m, word, me));
                     let Some(()) = done else { return };
+                    self.n_forgotten += 1;
                     self.next(i);
                 } else if !self.give(i, word, Phase::Done, broken, fault) {
                     return;
@@ -735,13 +736,19 @@ impl World {
             }
             Op::Add => {
                 let tell = self.run(i, broken, fault, |m| word::give_nobodys(m, permits));
-                let request = match tell {
+                let tell = match tell {
                     None => return,
-                    Some(Some(Tell::Nothing)) => None,
-                    Some(Some(Tell::Poke)) => Some(gate::Request::Poke),
-                    Some(Some(Tell::Release) | None) => Some(gate::Request::Add),
+                    // Nothing was forgotten.
+                    Some(None) => return self.next(i),
+                    Some(Some(tell)) => tell,
                 };
-                self.given(i, request.map(Message::Gate), Phase::Done);
+                match self.n_forgotten.checked_sub(1) {
+                    Some(less) => self.n_forgotten = less,
+                    None => {
+                        fault.get_or_insert_with(|| "a permit was given back twice".to_owned());
+                    }
+                }
+                self.given(i, told(tell, me, 0), Phase::Done);
             }
             Op::Wait => {
                 let Some(word) = self.clients[i].holds else {

@@ -11,6 +11,7 @@
 //! What must hold:
 //! - no two live processes have the same permit, and who has one is named in its word;
 //! - a word that is promised to a waiter is taken by nobody else;
+//! - what belongs to nobody is given back as often as it was forgotten, and is free then;
 //! - a lock's new owner sees the mark if and only if the last one died with it;
 //! - when nothing can move but time, nobody waits while a permit is free; when a process is stopped,
 //!   the same holds once time has passed;
@@ -114,6 +115,8 @@ struct World {
     cancels: u32,
     /// Permits of the ledger, lent or not.
     ledger: u64,
+    /// Permits that belong to nobody until they are given back.
+    n_forgotten: u32,
     /// The lock's last owner died with it.
     died_with_lock: bool,
     owed: Vec<Owed>,
@@ -156,6 +159,7 @@ impl World {
             stops: 0,
             cancels: 0,
             ledger: 0,
+            n_forgotten: 0,
             died_with_lock: false,
             owed: Vec::new(),
             sleeps: false,

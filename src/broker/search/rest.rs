@@ -2,7 +2,7 @@
 
 use crate::broker::flag;
 use crate::broker::memory::{Answer, Ticket};
-use crate::broker::word::{self, NOBODY, QUEUE_BITS};
+use crate::broker::word::{self, GIVEN, QUEUE_BITS};
 
 use super::client::{Client, Nap, Op, Phase};
 use super::{EXPIRED, FLAG, LEDGER, Life, Machine, World};
@@ -65,6 +65,10 @@ impl World {
                 if queued && free {
                     return Err("somebody waits while a permit is free".to_owned());
                 }
+                let is_given = |word: usize| word::owner(self.words[word]) == GIVEN;
+                if n_stopped == 0 && self.permits().any(is_given) {
+                    return Err("a permit that was given back is free for nobody".to_owned());
+                }
                 let is_asleep = |i: &usize| {
                     let client = &self.clients[*i];
                     client.life == Life::Runs && client.phase == Phase::Asleep(Nap::Park)
@@ -80,7 +84,7 @@ impl World {
                 let dead = self.dead();
                 let owner_is_dead = |word: usize| {
                     let owner = word::owner(self.words[word]);
-                    owner != 0 && owner != NOBODY && dead[owner as usize - 1]
+                    word::is_process(owner) && dead[owner as usize - 1]
                 };
                 if self.permits().any(owner_is_dead) {
                     return Err("a dead process has a permit".to_owned());
@@ -180,7 +184,7 @@ impl World {
                 return Err("the words are closed though nobody waits".to_owned());
             }
             let owner = word::owner(self.words[word]);
-            if owner != 0 && owner != NOBODY && !held.contains(&word) {
+            if word::is_process(owner) && !held.contains(&word) {
                 return Err("a permit is lost".to_owned());
             }
         }
