@@ -3,12 +3,18 @@
 //! To the other processes it is a [`Lock`](super::Lock). Here, an ownership is one guard of that lock
 //! which all guards of the same owner share; it ends with the last of them. So the count of
 //! recursion is the count of shares, it lives in the memory of the owning process, and dies with it.
+//!
+//! Several tasks may wait for the lock as one owner. When one of them has it the others need not wait
+//! any more: they are woken, and find the guard that they can share.
 
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use futures::future::{Either, select};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::sync::Notify;
 
 use super::held::{self, Held};
 use crate::broker::layout::{Kind, Shape};
@@ -53,10 +59,22 @@ pub struct RLock {
 ///
 /// Clones are the same owner. It is not bound to one lock.
 #[derive(Clone, Debug, Default)]
-pub struct RLockOwner(Arc<Mutex<Vec<Weak<Share>>>>);
+pub struct RLockOwner(Arc<Owner>);
 
-/// What the guards of one owner share; empty while a condition has the lock.
-struct Share(Mutex<Option<Held>>);
+#[derive(Debug, Default)]
+struct Owner {
+    shares: Mutex<Vec<Weak<Share>>>,
+    /// Has those look again who wait as this owner: it has got a lock.
+    has_got: Notify,
+}
+
+/// What the guards of one owner share.
+struct Share {
+    /// Nothing while a condition has the lock.
+    held: Mutex<Option<Held>>,
+    /// Of a lock that was taken as somebody's.
+    owner: Option<Arc<Owner>>,
+}
 
 impl RLock {
     /// Makes a lock that is free. This process looks after it.
@@ -80,7 +98,8 @@ impl RLock {
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue.
     pub async fn lock(&self) -> Result<RLockGuard, CreatorGone> {
-        Held::lock(&self.object).await.map(RLockGuard::new)
+        let held = Held::lock(&self.object).await?;
+        Ok(RLockGuard::new(held, None))
     }
 
     /// Takes the lock as `owner`: at once if it has it, else when nobody has it.
@@ -93,12 +112,19 @@ impl RLock {
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue.
     pub async fn lock_as(&self, owner: &RLockOwner) -> Result<RLockGuard, CreatorGone> {
-        if let Some(guard) = owner.again(&self.object) {
-            return Ok(guard);
+        let mut taken = pin!(Held::lock(&self.object));
+        loop {
+            // Before the look: what the owner gets from here on wakes it.
+            let has_got = pin!(owner.0.has_got.notified());
+            if let Some(guard) = owner.again(&self.object) {
+                return Ok(guard);
+            }
+            // Goes on waiting in its place when that was another lock, or is given back already.
+            match select(taken.as_mut(), has_got).await {
+                Either::Left((held, _)) => return Ok(owner.guard(held?)),
+                Either::Right(((), _)) => (),
+            }
         }
-        let guard = self.lock().await?;
-        owner.remember(&guard);
-        Ok(guard)
     }
 
     /// Takes the lock if nobody has it, as a new owner.
@@ -107,7 +133,8 @@ impl RLock {
     ///
     /// [`TryLockError::Busy`] when somebody has it.
     pub fn try_lock(&self) -> Result<RLockGuard, TryLockError> {
-        Held::try_lock(&self.object).map(RLockGuard::new)
+        let held = Held::try_lock(&self.object)?;
+        Ok(RLockGuard::new(held, None))
     }
 
     /// Takes the lock as `owner`, if it has it or nobody has it.
@@ -119,9 +146,8 @@ impl RLock {
         if let Some(guard) = owner.again(&self.object) {
             return Ok(guard);
         }
-        let guard = self.try_lock()?;
-        owner.remember(&guard);
-        Ok(guard)
+        let held = Held::try_lock(&self.object)?;
+        Ok(owner.guard(held))
     }
 
     /// Takes the lock as a new owner, and puts the thread to sleep until it is free.
@@ -130,7 +156,8 @@ impl RLock {
     ///
     /// Fails with [`CreatorGone`] when the process that made the lock has ended.
     pub fn blocking_lock(&self) -> Result<RLockGuard, CreatorGone> {
-        Held::lock_blocking(&self.object).map(RLockGuard::new)
+        let held = Held::lock_blocking(&self.object)?;
+        Ok(RLockGuard::new(held, None))
     }
 
     /// Whether somebody has the lock. A snapshot, good for showing.
@@ -183,20 +210,26 @@ impl RLockOwner {
         shares.into_iter().find(has_it).map(RLockGuard)
     }
 
-    fn remember(&self, guard: &RLockGuard) {
+    /// The first guard of this owner's hold.
+    fn guard(&self, held: Held) -> RLockGuard {
+        let guard = RLockGuard::new(held, Some(Arc::clone(&self.0)));
         let mut shares = self.shares();
         shares.retain(|share| share.strong_count() > 0);
         shares.push(Arc::downgrade(&guard.0));
+        drop(shares);
+        self.0.has_got.notify_waiters();
+        guard
     }
 
     fn shares(&self) -> MutexGuard<'_, Vec<Weak<Share>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let shares = &self.0.shares;
+        shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Share {
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -205,8 +238,9 @@ impl Share {
 pub struct RLockGuard(Arc<Share>);
 
 impl RLockGuard {
-    fn new(held: Held) -> Self {
-        Self(Arc::new(Share(Mutex::new(Some(held)))))
+    fn new(held: Held, owner: Option<Arc<Owner>>) -> Self {
+        let held = Mutex::new(Some(held));
+        Self(Arc::new(Share { held, owner }))
     }
 
     /// Takes the lock once more, for the same owner.
@@ -235,6 +269,9 @@ impl RLockGuard {
     /// Puts the lock back in, for all levels.
     pub(super) fn put_held(&self, held: Held) {
         *self.0.held() = Some(held);
+        if let Some(owner) = &self.0.owner {
+            owner.has_got.notify_waiters();
+        }
     }
 }
 
