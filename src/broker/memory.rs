@@ -143,12 +143,13 @@ impl Memory for Shared<'_> {
 
 #[cfg(mutants)]
 impl Rule {
-    const ALL: [Self; 59] = [
+    const ALL: [Self; 60] = [
         Self::TakeRespectsDue,
         Self::GiveRespectsDue,
         Self::GivePokes,
         Self::AddClaims,
         Self::ServeFreesGiven,
+        Self::UnseenKeepsMark,
         Self::GiveIsOneStep,
         Self::TakeIsOneStep,
         Self::CancelGivesBack,
@@ -231,6 +232,8 @@ pub(crate) enum Rule {
     AddClaims,
     /// The broker frees what was given back like this whenever it serves.
     ServeFreesGiven,
+    /// The mark of a dead owner stays until it can have been seen.
+    UnseenKeepsMark,
     /// A word is freed together with the look at its flags, in one step.
     GiveIsOneStep,
     /// A free word is taken by a compare-and-swap.

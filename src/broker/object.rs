@@ -292,6 +292,14 @@ impl Object {
         self.tell(tell, word);
     }
 
+    /// Gives back a word whose user has not seen it: the mark of a dead owner stays in it.
+    #[cold]
+    pub(crate) fn give_unseen(&self, word: usize) {
+        let Ok(me) = self.me() else { return };
+        let Ok(tell) = word::give_unseen(&mut self.words(), word, me);
+        self.tell(tell, word);
+    }
+
     #[inline]
     fn has_sleeper(&self) -> bool {
         let Ok(has_sleeper) = park::has_sleeper(&mut self.words(), layout::SLEEPER);

@@ -85,7 +85,7 @@ impl Drop for Waiting {
         match slot::undo(answer, self.condition.is_some()) {
             Undo::Give(_) | Undo::PassOnAndGive(_) if words.breaks(Rule::CancelGivesBack) => (),
             Undo::Forget | Undo::BreakUp => self.object.say(Says::Cancel(self.place)),
-            Undo::Give(permit) => self.object.give(first + permit as usize),
+            Undo::Give(permit) => self.object.give_unseen(first + permit as usize),
             Undo::GiveLedger => self.object.say(Says::ReleaseLedger),
             Undo::PassOnAndGive(permit) => {
                 if let Some(condition) = self.condition
@@ -93,7 +93,7 @@ impl Drop for Waiting {
                 {
                     self.object.say(Says::Notify(condition, 1));
                 }
-                self.object.give(first + permit as usize);
+                self.object.give_unseen(first + permit as usize);
             }
             Undo::Nothing => (),
         }

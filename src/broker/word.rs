@@ -19,11 +19,15 @@
 //! | client | give | mine, not QUEUED | free |
 //! | client | give | mine, QUEUED, not DUE | free and POKED, then tells the broker `Poke` |
 //! | client | give | mine, DUE | unchanged, tells the broker `Release` |
-//! | client | give | nobody's, DUE | given back, then tells the broker `Poke` |
+//! | client | give | nobody's or unseen, DUE | given back, then tells the broker `Poke` |
 //! | broker | queue | any | QUEUED |
 //! | broker | time | QUEUED | DUE |
 //! | broker | grant | free | owner = the waiter |
 //! | broker | free | owned by one who released or died, or given back | free |
+//!
+//! **The mark** of a dead owner is for whoever can be told of it. An owner that took the word for its
+//! user, who has not seen it (an operation without a guard, a wait that was given up), gives it back
+//! *unseen*, with the mark in it.
 //!
 //! **Barging.** While a word is not DUE a newcomer may take it past the queue, which keeps a busy
 //! lock on the processor that has it. After a waiter's patience the broker sets DUE: from then on
@@ -183,11 +187,53 @@ pub(crate) fn give<M: Memory>(memory: &mut M, word: usize, me: u32) -> Result<Te
     }
 }
 
-/// Makes a word of ours belong to nobody: a permit that is forgotten.
-pub(crate) fn disown<M: Memory>(memory: &mut M, word: usize, me: u32) -> Result<(), M::Stop> {
+/// Gives back a word of ours whose user has not seen whether the last owner died: that is left in it.
+pub(crate) fn give_unseen<M: Memory>(
+    memory: &mut M,
+    word: usize,
+    me: u32,
+) -> Result<Tell, M::Stop> {
+    let mut seen = memory.load(word)?;
+    while owner(seen) == me {
+        let (mut next, tell) = as_it_is(seen);
+        if memory.breaks(Rule::UnseenKeepsMark) {
+            next &= !RECOVERED;
+        }
+        // SeqCst: as in `give`.
+        match memory.replace(word, seen, next, SeqCst)? {
+            Ok(_) => return Ok(tell),
+            Err(now) => seen = now,
+        }
+    }
+    Ok(Tell::Nothing)
+}
+
+/// The word given back with its mark, if it has one: freed, or left to the broker if a hand-over is due.
+fn as_it_is(seen: u64) -> (u64, Tell) {
+    let nobodys = seen & !OWNER;
+    if seen & DUE != 0 {
+        (nobodys | u64::from(GIVEN), Tell::Poke)
+    } else if seen & QUEUED == 0 {
+        (nobodys, Tell::Nothing)
+    } else if seen & POKED == 0 {
+        (nobodys | POKED, Tell::Poke)
+    } else {
+        (nobodys, Tell::Nothing)
+    }
+}
+
+/// Makes a word of ours belong to nobody: a permit that is forgotten, with the mark of a dead owner if
+/// nobody has `seen_mark`.
+pub(crate) fn disown<M: Memory>(
+    memory: &mut M,
+    word: usize,
+    me: u32,
+    seen_mark: bool,
+) -> Result<(), M::Stop> {
     let mut seen = u64::from(me);
     while owner(seen) == me {
-        let next = seen & !RECOVERED | u64::from(NOBODY);
+        let mark = if seen_mark { RECOVERED } else { 0 };
+        let next = seen & !mark | u64::from(NOBODY);
         match memory.replace(word, seen, next, Release)? {
             Ok(_) => return Ok(()),
             Err(now) => seen = now,
@@ -205,22 +251,13 @@ pub(crate) fn give_nobodys<M: Memory>(
     for word in words {
         let mut seen = memory.load(word)?;
         while owner(seen) == NOBODY {
-            let (due, queued) = (seen & DUE != 0, seen & QUEUED != 0);
-            if due && memory.breaks(Rule::AddClaims) {
+            if seen & DUE != 0 && memory.breaks(Rule::AddClaims) {
                 return Ok(Some(Tell::Poke));
             }
-            let next = if due {
-                seen & !OWNER | u64::from(GIVEN)
-            } else if queued {
-                freed(seen) | POKED
-            } else {
-                freed(seen)
-            };
+            let (next, tell) = as_it_is(seen);
             // SeqCst: as in `give`.
             match memory.replace(word, seen, next, SeqCst)? {
-                Ok(_) if due => return Ok(Some(Tell::Poke)),
-                Ok(_) if queued && seen & POKED == 0 => return Ok(Some(Tell::Poke)),
-                Ok(_) => return Ok(Some(Tell::Nothing)),
+                Ok(_) => return Ok(Some(tell)),
                 Err(now) => seen = now,
             }
         }
@@ -263,7 +300,7 @@ mod tests {
         shape.write(&region);
         let (mut memory, permits) = (Shared(&region), layout::permits(&region));
         let Ok(_) = take(&mut memory, permits.clone(), 0, 3);
-        let Ok(()) = disown(&mut memory, permits.start, 3);
+        let Ok(()) = disown(&mut memory, permits.start, 3, true);
         let Ok(_) = memory.set_bits(permits.start, QUEUED | DUE);
 
         let told = give_nobodys(&mut memory, permits.clone());

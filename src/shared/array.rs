@@ -25,7 +25,8 @@ use crate::sync::{Held, sealed};
 ///
 /// # Process death
 ///
-/// As for [`Value`](super::Value): see [`ArrayGuard::recovered`].
+/// As for [`Value`](super::Value): see [`ArrayGuard::recovered`]. A [`set`](Self::set) of one element
+/// does not make the others whole, so it is still the next guard that says so.
 ///
 /// # Examples
 ///
@@ -112,7 +113,7 @@ impl<T: Pod> Array<T> {
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue.
     pub async fn get(&self, index: usize) -> Result<T, CreatorGone> {
-        Ok(self.lock().await?[index])
+        Ok(self.lock().await?.unseen()[index])
     }
 
     /// Writes an element under the lock.
@@ -129,7 +130,7 @@ impl<T: Pod> Array<T> {
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue, and has not written.
     pub async fn set(&self, index: usize, value: T) -> Result<(), CreatorGone> {
-        self.lock().await?[index] = value;
+        self.lock().await?.unseen()[index] = value;
         Ok(())
     }
 
@@ -143,7 +144,7 @@ impl<T: Pod> Array<T> {
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue.
     pub async fn to_vec(&self) -> Result<Vec<T>, CreatorGone> {
-        Ok(self.lock().await?.to_vec())
+        Ok(self.lock().await?.unseen().to_vec())
     }
 
     /// Takes the lock, for more than one operation.
@@ -292,6 +293,14 @@ impl<T> ArrayGuard<T> {
     #[must_use]
     pub fn recovered(&self) -> bool {
         self.held.recovered()
+    }
+
+    /// The user does not see this guard.
+    pub(super) fn unseen(self) -> Self {
+        Self {
+            held: self.held.unseen(),
+            ..self
+        }
     }
 }
 

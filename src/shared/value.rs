@@ -21,7 +21,7 @@ use crate::sync::{Held, sealed};
 /// # Process death
 ///
 /// A process that dies while it holds the lock may leave the value half written: the next guard says
-/// so, see [`ValueGuard::recovered`]. When the creator dies, the lock fails with [`CreatorGone`].
+/// so, see [`ValueGuard::recovered`], also if the value was read or written without a guard before. When the creator dies, the lock fails with [`CreatorGone`].
 ///
 /// # Examples
 ///
@@ -111,7 +111,7 @@ impl<T: Pod> Value<T> {
     ///
     /// [`TryLockError::Busy`] when somebody has it.
     pub fn try_get(&self) -> Result<T, TryLockError> {
-        self.try_lock().map(|guard| *guard)
+        self.try_lock().map(|guard| *guard.unseen())
     }
 
     /// Writes the value if nobody has the lock.
@@ -120,7 +120,7 @@ impl<T: Pod> Value<T> {
     ///
     /// [`TryLockError::Busy`] when somebody has it.
     pub fn try_set(&self, value: T) -> Result<(), TryLockError> {
-        self.try_lock().map(|mut guard| *guard = value)
+        self.try_lock().map(|guard| *guard.unseen() = value)
     }
 
     /// Takes the lock, and puts the thread to sleep until it is free.
@@ -138,7 +138,7 @@ impl<T: Pod> Value<T> {
     ///
     /// Fails with [`CreatorGone`] when the process that made the value has ended.
     pub fn blocking_get(&self) -> Result<T, CreatorGone> {
-        self.blocking_lock().map(|guard| *guard)
+        self.blocking_lock().map(|guard| *guard.unseen())
     }
 
     /// Writes the value, and puts the thread to sleep until it can.
@@ -147,7 +147,7 @@ impl<T: Pod> Value<T> {
     ///
     /// Fails with [`CreatorGone`] when the process that made the value has ended.
     pub fn blocking_set(&self, value: T) -> Result<(), CreatorGone> {
-        self.blocking_lock().map(|mut guard| *guard = value)
+        self.blocking_lock().map(|guard| *guard.unseen() = value)
     }
 }
 
@@ -198,6 +198,11 @@ impl<T> ValueGuard<T> {
     #[must_use]
     pub fn recovered(&self) -> bool {
         self.0.recovered()
+    }
+
+    /// The user does not see this guard.
+    fn unseen(self) -> Self {
+        Self(self.0.unseen())
     }
 }
 

@@ -21,7 +21,18 @@ pub struct Held {
     object: Arc<Object>,
     /// The process that has it: a copy of the guard in a forked child has nothing.
     epoch: u64,
-    recovered: bool,
+    mark: Mark,
+}
+
+/// What the last holder left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// Nothing to be told.
+    None,
+    /// It died with the lock, which the user can ask.
+    Shown,
+    /// It died with the lock, of which the next holder is to be told, as this one's user gets no guard.
+    Unseen,
 }
 
 impl Held {
@@ -57,7 +68,7 @@ impl Held {
         Self {
             object: Arc::clone(object),
             epoch: fork_epoch::current(),
-            recovered,
+            mark: if recovered { Mark::Shown } else { Mark::None },
         }
     }
 
@@ -69,7 +80,15 @@ impl Held {
 
     /// Whether the last holder died with it.
     pub(crate) fn recovered(&self) -> bool {
-        self.recovered
+        self.mark != Mark::None
+    }
+
+    /// The user will not see this, so it is the next holder who is told of a death.
+    pub(crate) fn unseen(mut self) -> Self {
+        if self.mark == Mark::Shown {
+            self.mark = Mark::Unseen;
+        }
+        self
     }
 
     /// The lock's object.
@@ -95,11 +114,12 @@ impl Held {
 
     /// The lock belongs to nobody in particular from now on.
     pub(crate) fn disown(self) {
+        let seen_mark = self.mark != Mark::Unseen;
         let (object, epoch) = self.into_parts();
         if epoch == fork_epoch::current()
             && let Ok(me) = object.me()
         {
-            let Ok(()) = word::disown(&mut object.words(), LOCK, me);
+            let Ok(()) = word::disown(&mut object.words(), LOCK, me, seen_mark);
         }
     }
 
@@ -118,7 +138,12 @@ impl Held {
 impl Drop for Held {
     #[inline]
     fn drop(&mut self) {
-        if self.epoch == fork_epoch::current() {
+        if self.epoch != fork_epoch::current() {
+            return;
+        }
+        if self.mark == Mark::Unseen {
+            self.object.give_unseen(LOCK);
+        } else {
             self.object.give(LOCK);
         }
     }
@@ -127,7 +152,7 @@ impl Drop for Held {
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Held")
-            .field("recovered", &self.recovered)
+            .field("recovered", &self.recovered())
             .finish_non_exhaustive()
     }
 }

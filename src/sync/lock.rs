@@ -165,9 +165,12 @@ impl Lock {
     ///
     /// # Process death
     ///
-    /// What was acquired like this belongs to nobody, so nobody's death releases it.
+    /// What was acquired like this belongs to nobody, so nobody's death releases it. If the last
+    /// holder died, the next guard says so, see [`LockGuard::recovered`].
     pub async fn acquire(&self) -> Result<(), CreatorGone> {
-        self.lock().await.map(LockGuard::forget)
+        let LockGuard(held) = self.lock().await?;
+        held.unseen().disown();
+        Ok(())
     }
 
     /// Gives back a lock that was taken by [`acquire`](Self::acquire), here or in another process.
@@ -213,7 +216,10 @@ pub struct LockGuard(pub(super) Held);
 
 impl LockGuard {
     /// Whether the last holder's process died while it held the lock, so that what the lock protects
-    /// may be half changed. It is true for one holder: whoever comes next finds what this one leaves.
+    /// may be half changed. It is true for one holder, the first that can ask: whoever comes after
+    /// this guard finds what it leaves. What takes the lock without showing a guard leaves the mark
+    /// for the next one: [`Lock::acquire`], a wait that is dropped, and reading, writing and `{:?}`
+    /// of a [`Value`](crate::shared::Value) or [`Array`](crate::shared::Array).
     ///
     /// # Examples
     ///
@@ -241,7 +247,8 @@ impl LockGuard {
         self.0.recovered()
     }
 
-    /// Leaves the lock taken, by nobody in particular: [`Lock::release`] gives it back.
+    /// Leaves the lock taken, by nobody in particular: [`Lock::release`] gives it back. The next guard
+    /// is not [`recovered`](Self::recovered), as this one could say so.
     pub fn forget(self) {
         self.0.disown();
     }

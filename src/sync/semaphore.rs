@@ -296,7 +296,7 @@ impl Permit {
         match self.word {
             Some(word) => {
                 if let Ok(me) = self.object.me() {
-                    let Ok(()) = word::disown(&mut self.object.words(), word, me);
+                    let Ok(()) = word::disown(&mut self.object.words(), word, me, true);
                 }
             }
             None => {

@@ -67,6 +67,7 @@ impl World {
                 pending.stage,
                 Stage::Request(Message::Gate(gate::Request::Gone { .. }))
             ),
+            unseen: false,
             died_with_lock: &mut self.died_with_lock,
             marks_death,
             log: &mut pending.log,

@@ -256,11 +256,16 @@ impl World {
     ) -> Option<T> {
         let marks_death = self.marks_death();
         let client = &mut self.clients[i];
+        let unseen = match client.phase {
+            Phase::GiveUp(_) => true,
+            _ => matches!(client.op(), Some(Op::Forget | Op::Add)),
+        };
         let mut replay = Replay {
             words: &mut self.words,
             slots: &mut self.slots,
             client: Some(i as u32 + 1),
             sweeps: false,
+            unseen,
             died_with_lock: &mut self.died_with_lock,
             marks_death,
             log: &mut client.log,
@@ -322,8 +327,11 @@ impl World {
             }
             Phase::Wait => self.take_answer(i, fault),
             Phase::GiveUp(word) => {
-                let then = self.after_giving_up(i);
-                self.give(i, word, then, broken, fault);
+                let given = self.run(i, broken, fault, |m| word::give_unseen(m, word, me));
+                if let Some(tell) = given {
+                    let then = self.after_giving_up(i);
+                    self.given(i, told(tell, me, word), then);
+                }
             }
             Phase::Sleep(since) => {
                 self.clients[i].bell = false;
@@ -725,7 +733,7 @@ impl World {
                     let request = gate::Request::ReleaseLedger { client: me };
                     self.send(i, [Message::Gate(request)], Phase::Done);
                 } else if op == Op::Forget {
-                    let done = self.run(i, broken, fault, |m| word::disown(m, word, me));
+                    let done = self.run(i, broken, fault, |m| word::disown(m, word, me, false));
                     let Some(()) = done else { return };
                     self.n_forgotten += 1;
                     self.next(i);

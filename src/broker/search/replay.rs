@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::broker::memory::{Answer, Answers, Memory, Rule, Ticket};
 use crate::broker::slot;
-use crate::broker::word::{self, DUE, RECOVERED};
+use crate::broker::word::{self, DUE, OWNER, RECOVERED};
 
 use super::PERMITS;
 
@@ -16,6 +16,8 @@ pub(super) struct Replay<'a> {
     pub(super) client: Option<u32>,
     /// A dead client's words are being freed.
     pub(super) sweeps: bool,
+    /// A word that is given back is as it was taken: nobody has seen the mark.
+    pub(super) unseen: bool,
     pub(super) died_with_lock: &'a mut bool,
     pub(super) marks_death: bool,
     pub(super) log: &'a mut Vec<u64>,
@@ -60,7 +62,7 @@ impl Replay<'_> {
                 self.fail("the mark of a dead owner is wrong");
             }
         }
-        if old != 0 && new != old {
+        if old != 0 && new != old && !self.unseen {
             *self.died_with_lock = self.sweeps;
         }
     }
@@ -115,10 +117,9 @@ impl Memory for Replay<'_> {
         self.step(|this| {
             let seen = this.words[word];
             let next = seen & !bits;
-            // The broker takes back a grant: the mark stays as it was.
-            if bits == u64::from(u32::MAX) {
+            // The broker takes back a grant, or what is given back: the mark stays as it was.
+            if bits == OWNER {
                 this.words[word] = next;
-                *this.died_with_lock = next & RECOVERED != 0;
             } else {
                 this.write(word, next);
             }

@@ -25,6 +25,10 @@ fn without_guards() -> World {
     World::semaphore(1, 0, &[&[Take, Forget, Add], ONCE, ONCE])
 }
 
+fn lock_without_guards() -> World {
+    World::lock(&[&[Take, Forget, Add], ONCE, ONCE])
+}
+
 fn given_back_twice() -> World {
     World::semaphore(1, 0, &[&[Take, Forget, Add], &[Add], ONCE])
 }
@@ -141,6 +145,7 @@ fn two_permits_survive_every_order() {
 #[test]
 fn permits_without_guards_survive_every_order() {
     holds(without_guards, &[(0, 1, 0), (1, 0, 1)]);
+    holds(lock_without_guards, &[(1, 0, 1)]);
     holds(given_back_twice, &[(1, 0, 1), (1, 1, 0)]);
 }
 
@@ -198,12 +203,13 @@ fn an_event_survives_every_order() {
 type Broken = (Rule, fn() -> World, (u32, u32, u32), &'static str);
 
 /// Every rule, a world in which breaking it shows, and what shows.
-const RULES: [Broken; 41] = [
+const RULES: [Broken; 42] = [
     (Rule::TakeRespectsDue, lock, (0, 0, 1), "promised"),
     (Rule::GiveRespectsDue, lock, (0, 1, 0), "waits while"),
     (Rule::GivePokes, lock, (0, 0, 0), "waits while"),
     (Rule::AddClaims, given_back_twice, (0, 0, 0), "twice"),
     (Rule::ServeFreesGiven, given_back_twice, (0, 0, 0), "given"),
+    (Rule::UnseenKeepsMark, lock, (1, 0, 1), "mark"),
     (Rule::GiveIsOneStep, lock, (0, 0, 0), "waits while"),
     (Rule::TakeIsOneStep, lock, (0, 0, 0), "permit"),
     (Rule::CancelGivesBack, lock, (0, 0, 1), "lost"),

@@ -81,3 +81,25 @@ pub(crate) async fn shared_bytes_are_the_same_in_every_process(by: By) {
         assert_eq!(soon(child.join()).await.unwrap(), bytes);
     }
 }
+
+async fn die_writing(value: Value<u64>) {
+    let mut guard = value.lock().await.unwrap();
+    *guard = 13;
+    std::process::abort();
+}
+
+pub(crate) async fn a_guard_tells_of_a_death_though_the_value_was_used_without_one_before(by: By) {
+    let value = Value::new(0).unwrap();
+    let child = by.start_async(die_writing, value.clone()).await;
+    soon(child.join()).await.unwrap_err();
+
+    assert_eq!(soon(value.get()).await.unwrap(), 13);
+    assert_eq!(format!("{value:?}"), "Value(13)");
+    soon(value.set(14)).await.unwrap();
+    value.blocking_set(value.try_get().unwrap() + 1).unwrap();
+
+    let guard = soon(value.lock()).await.unwrap();
+    assert_eq!((guard.recovered(), *guard), (true, 15));
+    drop(guard);
+    assert!(!soon(value.lock()).await.unwrap().recovered());
+}

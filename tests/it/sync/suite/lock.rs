@@ -73,6 +73,26 @@ pub(crate) async fn what_a_process_held_is_free_when_its_end_is_told(by: By) {
     }
 }
 
+pub(crate) async fn a_lock_taken_without_a_guard_leaves_it_to_the_next_one_to_tell_of_a_death(
+    by: By,
+) {
+    let (lock, taken, never) = (
+        Lock::new().unwrap(),
+        Event::new().unwrap(),
+        Event::new().unwrap(),
+    );
+    let arg = (lock.clone(), taken.clone(), never);
+    let child = by.start_async(hold, arg).await;
+    soon(taken.wait()).await.unwrap();
+
+    child.kill().unwrap();
+    soon(lock.acquire()).await.unwrap();
+    lock.release().unwrap();
+
+    assert!(soon(lock.lock()).await.unwrap().recovered());
+    assert!(!soon(lock.lock()).await.unwrap().recovered());
+}
+
 pub(crate) async fn a_waiter_that_is_killed_takes_nothing_along(by: By) {
     let (lock, taken, never) = (
         Lock::new().unwrap(),
