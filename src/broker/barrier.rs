@@ -2,14 +2,17 @@
 //!
 //! A generation fills up until all parties have arrived. Without an action they pass at once. With
 //! one, the last to arrive is told to lead: it runs the action while the others, now `passing`, wait
-//! on; they pass when it reports. Parties that come meanwhile belong to the next generation.
+//! on. It reports by another wait, in the same slot under the next turn; then all of them pass, and
+//! this one with them: a party that gave up before has broken the barrier for the leader as well.
+//! Parties that come meanwhile belong to the next generation.
 //!
 //! Python's rules of breaking: a party that gives up, dies, or fails in the action breaks the
 //! barrier; all who wait and all who come find it broken, until a reset. A reset also sends away
 //! whoever waits, with the same answer.
 //!
 //! Two words of the object are for show, written only here: `state` (bit 0 broken, the rest the
-//! number of the generation) and `waiting`. A party that sees the barrier broken need not ask.
+//! number of the generation) and `waiting`. A party asks though it sees the barrier broken: it may have
+//! said that it is to be reset.
 
 use crate::broker::memory::{Answer, Answers, Rule, Ticket};
 
@@ -21,7 +24,7 @@ pub(crate) const BROKEN: u64 = 1;
 pub(crate) enum Request {
     /// It has arrived.
     Arrive(Ticket),
-    /// It was told to lead and has run the action.
+    /// It was told to lead and has run the action. It waits again, by the ticket whose turn is the next.
     Done(Ticket),
     /// It breaks the barrier; also said by a leader whose action failed.
     Abort,
@@ -82,12 +85,6 @@ impl Barrier {
         self.parties
     }
 
-    /// Whether one of each generation runs an action.
-    #[cfg(test)]
-    pub(crate) fn has_action(&self) -> bool {
-        self.has_action
-    }
-
     /// Carries out one request.
     pub(crate) fn on<M: Answers>(
         &mut self,
@@ -103,11 +100,18 @@ impl Barrier {
                 self.arrived.push(ticket);
                 self.fill(memory)?;
             }
-            Request::Done(leader) if self.passing.first() == Some(&leader) => {
-                self.passing.remove(0);
-                self.pass(1, memory)?;
+            Request::Done(ticket) => {
+                let turn = ticket.turn.wrapping_sub(1);
+                let leader = Ticket { turn, ..ticket };
+                match self.passing.first_mut() {
+                    Some(first) if *first == leader => *first = ticket,
+                    _ => {
+                        memory.answer(ticket, Answer::Broken)?;
+                        return Ok(());
+                    }
+                }
+                self.pass(memory)?;
             }
-            Request::Done(_) => return Ok(()),
             Request::Abort => self.break_up(memory)?,
             Request::Reset => {
                 // The flag first: who is sent away may come back at once.
@@ -152,7 +156,7 @@ impl Barrier {
         // The last to arrive is number 0, as it is the one that may lead.
         self.passing.rotate_right(1);
         if !self.has_action {
-            return self.pass(0, memory);
+            return self.pass(memory);
         }
         // If the one that is told to lead had given up, its cancellation is on its way and will
         // break the barrier.
@@ -163,12 +167,12 @@ impl Barrier {
         Ok(())
     }
 
-    /// Releases a full generation; the first of those who still wait is number `first`.
-    fn pass<M: Answers>(&mut self, first: u32, memory: &mut M) -> Result<(), M::Stop> {
+    /// Releases a full generation.
+    fn pass<M: Answers>(&mut self, memory: &mut M) -> Result<(), M::Stop> {
         self.generation += 1;
         let passing = std::mem::take(&mut self.passing);
         self.show(memory)?;
-        for (ticket, index) in passing.into_iter().zip(first..) {
+        for (ticket, index) in passing.into_iter().zip(0..) {
             // A refusal is a party that gave up just now: for the others it has passed.
             memory.answer(ticket, Answer::Passed(index))?;
         }

@@ -445,6 +445,13 @@ impl Link {
         (slot, turn)
     }
 
+    /// Begins another wait, in the slot of one that has its answer.
+    pub(crate) fn begin_again(&self, (slot, turn): Place, wake: Wake) -> Place {
+        let turn = turn.wrapping_add(1);
+        slot::begin(self.slot(slot), turn, wake);
+        (slot, turn)
+    }
+
     /// Ends a wait and gives its slot back: the answer if it came, else none will come any more.
     pub(crate) fn finish(&self, (slot, _): Place) -> Option<Answer> {
         let answer = slot::end(self.slot(slot));
@@ -452,9 +459,9 @@ impl Link {
         answer
     }
 
-    /// Whether a wait has its answer.
-    pub(crate) fn has_answer(&self, (slot, _): Place) -> bool {
-        slot::answer_of(self.slot(slot)).is_some()
+    /// The answer to a wait, if it has come.
+    pub(crate) fn answer_of(&self, (slot, _): Place) -> Option<Answer> {
+        slot::answer_of(self.slot(slot))
     }
 
     /// What rings when an answer comes for a wait with [`Wake::Bell`].

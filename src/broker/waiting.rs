@@ -7,7 +7,7 @@ use crate::broker::link::Link;
 use crate::broker::memory::{Answer, Memory, Rule};
 use crate::broker::message::{Place, Says};
 use crate::broker::object::Object;
-use crate::broker::slot::{self, Undo};
+use crate::broker::slot::{self, Undo, Wake};
 use crate::error::CreatorGone;
 
 /// One request to the broker and its slot in the mailbox.
@@ -41,11 +41,6 @@ impl Waiting {
         self
     }
 
-    /// Slot and turn, as the broker knows the wait.
-    pub(crate) fn place(&self) -> Place {
-        self.place
-    }
-
     /// Waits for the answer.
     pub(crate) async fn answer(mut self) -> Result<Answer, CreatorGone> {
         let link = Arc::clone(&self.link);
@@ -62,14 +57,43 @@ impl Waiting {
         }
     }
 
-    fn look(&mut self) -> Option<Result<Answer, CreatorGone>> {
+    /// Waits for the answer to a barrier's party, and stays open: dropping this before the party has
+    /// passed breaks the barrier, also when it is told to lead.
+    pub(crate) async fn answer_of_barrier(&mut self) -> Result<Answer, CreatorGone> {
+        let link = Arc::clone(&self.link);
+        link.bell().listen(|| self.peek()).await
+    }
+
+    /// The same for a thread.
+    pub(crate) fn answer_of_barrier_blocking(&mut self) -> Result<Answer, CreatorGone> {
+        loop {
+            if let Some(answer) = self.peek() {
+                return answer;
+            }
+            self.link.sleep(self.place);
+        }
+    }
+
+    /// Tells the broker that the action has been run, and waits on in the same slot.
+    pub(crate) fn has_led(mut self, wake: Wake) -> Self {
+        self.place = self.link.begin_again(self.place, wake);
+        self.object.say(Says::Done(self.place));
+        self
+    }
+
+    fn peek(&self) -> Option<Result<Answer, CreatorGone>> {
         // Asked before the slot: an answer that came before the end counts.
         let is_gone = self.link.has_ended();
-        if !is_gone && !self.link.has_answer(self.place) {
-            return None;
+        match self.link.answer_of(self.place) {
+            Some(answer) => Some(Ok(answer)),
+            None => is_gone.then_some(Err(CreatorGone)),
         }
+    }
+
+    fn look(&mut self) -> Option<Result<Answer, CreatorGone>> {
+        let found = self.peek()?;
         self.open = false;
-        Some(self.link.finish(self.place).ok_or(CreatorGone))
+        Some(self.link.finish(self.place).map_or(found, Ok))
     }
 }
 

@@ -13,9 +13,10 @@ use crate::broker::barrier::BROKEN;
 use crate::broker::layout;
 use crate::broker::layout::{BARRIER, Kind, Shape};
 use crate::broker::memory::{Answer, Memory};
-use crate::broker::message::{Place, Says};
+use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
 use crate::broker::slot::Wake;
+use crate::broker::waiting::Waiting;
 use crate::error::{BrokenBarrier, CreatorGone};
 use crate::process::function::{Argument, Function, Ran};
 
@@ -115,23 +116,21 @@ impl Barrier {
     /// **Not cancel safe:** dropping the future breaks the barrier, as a party that is awaited by the
     /// others has left.
     pub async fn wait(&self) -> Result<BarrierWaitResult, BrokenBarrier> {
-        match self.timeout {
-            None => self.arrive().await,
-            Some(timeout) => match tokio::time::timeout(timeout, self.arrive()).await {
-                Ok(result) => result,
-                // The dropped wait has broken it.
-                Err(_) => Err(BrokenBarrier::Broken),
-            },
+        let mut waiting = self.object.ask(Wake::Bell, Says::Arrive)?;
+        let answer = match self.timeout {
+            None => waiting.answer_of_barrier().await?,
+            Some(timeout) => {
+                match tokio::time::timeout(timeout, waiting.answer_of_barrier()).await {
+                    Ok(answer) => answer?,
+                    // Dropping the wait breaks it.
+                    Err(_) => return Err(BrokenBarrier::Broken),
+                }
+            }
+        };
+        match answer {
+            Answer::Lead => passed(self.lead(waiting, Wake::Bell).answer().await?),
+            answer => passed(answer),
         }
-    }
-
-    async fn arrive(&self) -> Result<BarrierWaitResult, BrokenBarrier> {
-        if self.is_broken() {
-            return Err(BrokenBarrier::Broken);
-        }
-        let waiting = self.object.ask(Wake::Bell, Says::Arrive)?;
-        let place = waiting.place();
-        self.pass(waiting.answer().await?, place)
     }
 
     /// Like [`wait`](Self::wait), but puts the thread to sleep; the timeout does not count. For code
@@ -145,52 +144,38 @@ impl Barrier {
     ///
     /// With the panic of the action, in the party that ran it.
     pub fn blocking_wait(&self) -> Result<BarrierWaitResult, BrokenBarrier> {
-        if self.is_broken() {
-            return Err(BrokenBarrier::Broken);
-        }
-        let waiting = self.object.ask(Wake::Futex, Says::Arrive)?;
-        let place = waiting.place();
-        self.pass(waiting.answer_blocking()?, place)
-    }
-
-    fn pass(&self, answer: Answer, place: Place) -> Result<BarrierWaitResult, BrokenBarrier> {
-        match answer {
-            Answer::Passed(index) => Ok(BarrierWaitResult { index }),
-            Answer::Lead => self.lead(place),
-            Answer::Broken => Err(BrokenBarrier::Broken),
-            // Only a broker that is not ours answers so.
-            _ => Err(CreatorGone.into()),
+        let mut waiting = self.object.ask(Wake::Futex, Says::Arrive)?;
+        match waiting.answer_of_barrier_blocking()? {
+            Answer::Lead => passed(self.lead(waiting, Wake::Futex).answer_blocking()?),
+            answer => passed(answer),
         }
     }
 
-    fn lead(&self, place: Place) -> Result<BarrierWaitResult, BrokenBarrier> {
-        let breaks = BreaksUnlessDone {
-            object: &self.object,
-            place,
-        };
+    /// Runs the action, then waits for whether the generation passes: another party may have broken the
+    /// barrier meanwhile.
+    fn lead(&self, waiting: Waiting, wake: Wake) -> Waiting {
         if let Some(action) = self.action
             && let Err(panic) = run(action)
         {
             // The other parties learn of it before this one unwinds.
-            drop(breaks);
+            drop(waiting);
             std::panic::resume_unwind(Box::new(panic));
         }
-        std::mem::forget(breaks);
-        self.object.say(Says::Done(place));
-        // It may have been broken by another party while the action ran.
-        if self.is_broken() {
-            Err(BrokenBarrier::Broken)
-        } else {
-            Ok(BarrierWaitResult { index: 0 })
-        }
+        waiting.has_led(wake)
     }
 
     /// Breaks the barrier: all who wait and all who come get [`BrokenBarrier::Broken`].
+    ///
+    /// It is a message to the process that looks after the barrier. Whatever this process does there
+    /// next comes after it; but [`is_broken`](Self::is_broken) may say no for a moment more.
     pub fn abort(&self) {
         self.object.say(Says::Abort);
     }
 
     /// Makes the barrier whole and empty. Who waits gets [`BrokenBarrier::Broken`].
+    ///
+    /// A [`wait`](Self::wait) of this process that begins after it belongs to the new generation, though
+    /// [`is_broken`](Self::is_broken) may say yes for a moment more.
     pub fn reset(&self) {
         self.object.say(Says::Reset);
     }
@@ -208,11 +193,21 @@ impl Barrier {
         n_waiting as usize
     }
 
-    /// Whether the barrier is broken.
+    /// Whether the barrier is broken. A snapshot, good for showing.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         let Ok(state) = self.object.words().load(BARRIER.state);
         state & BROKEN != 0
+    }
+}
+
+/// What the broker's last answer means for a party.
+fn passed(answer: Answer) -> Result<BarrierWaitResult, BrokenBarrier> {
+    match answer {
+        Answer::Passed(index) => Ok(BarrierWaitResult { index }),
+        Answer::Broken => Err(BrokenBarrier::Broken),
+        // Only a broker that is not ours answers so.
+        _ => Err(CreatorGone.into()),
     }
 }
 
@@ -229,20 +224,11 @@ fn run(action: Function) -> Result<(), String> {
     }
 }
 
-/// A leader that does not come to its report breaks the barrier.
-struct BreaksUnlessDone<'a> {
-    object: &'a Object,
-    place: Place,
-}
-
-impl Drop for BreaksUnlessDone<'_> {
-    fn drop(&mut self) {
-        self.object.say(Says::Cancel(self.place));
-    }
-}
-
 impl BarrierBuilder {
     /// Has one party of each generation, the last to arrive, call `action` before all pass.
+    ///
+    /// It is called where that party waits: in [`wait`](Barrier::wait) it blocks the runtime's thread
+    /// until it is done. That party has no timeout any more, but those of the others go on.
     pub fn action(self, action: fn(())) -> Self {
         Self {
             action: Some(action),

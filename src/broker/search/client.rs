@@ -340,9 +340,7 @@ impl World {
                 self.line(i, broken, fault);
             }
             Phase::Lead => {
-                let done = Message::Barrier(barrier::Request::Done(self.ticket(i)));
-                self.clients[i].passed.push(Answer::Lead);
-                self.send(i, [done], Phase::Done);
+                self.ask(i, |t| Message::Barrier(barrier::Request::Done(t)));
             }
             Phase::Look(Nap::Park) => {
                 let value = park::value(me, self.clients[i].wake);

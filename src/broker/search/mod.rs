@@ -17,8 +17,8 @@
 //!   the same holds once time has passed;
 //! - a notification reaches somebody who waited when it was sent, if any of them still does;
 //! - when all programs have ended, every permit is there and the words are open;
-//! - a generation of a barrier that is complete passes, with distinct numbers and one leader, and
-//!   nobody waits at one that can no longer be completed;
+//! - a generation of a barrier that is complete passes, with distinct numbers and one leader, or is
+//!   broken for all of its parties, and nobody waits at one that can no longer be completed;
 //! - nobody sleeps at an event that is up or was raised since;
 //! - nobody sleeps beside the broker while a permit is free, unless somebody was killed or stopped:
 //!   then until the sleeper's patrol comes.

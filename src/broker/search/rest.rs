@@ -120,7 +120,7 @@ impl World {
                 if n_stopped == 0 && n_waiting != barrier.tickets().count() {
                     return Err("a party waits that the barrier does not know".to_owned());
                 }
-                self.generations(barrier.has_action())
+                self.generations()
             }
             Machine::Event => {
                 for client in &self.clients {
@@ -137,8 +137,8 @@ impl World {
         }
     }
 
-    /// Each generation that passed has distinct numbers, and one leader if there is an action.
-    fn generations(&self, has_action: bool) -> Result<(), String> {
+    /// Each generation passes with distinct numbers, or is broken for all.
+    fn generations(&self) -> Result<(), String> {
         let n_done = self
             .clients
             .iter()
@@ -148,17 +148,12 @@ impl World {
         for generation in 0..n_done {
             let answers = self.clients.iter().map(|client| client.passed[generation]);
             let mut answers: Vec<Answer> = answers.collect();
-            if answers.contains(&Answer::Broken) {
+            if answers.iter().all(|answer| *answer == Answer::Broken) {
                 // From here on the parties may be of different generations.
                 return Ok(());
             }
-            let first = if has_action {
-                Answer::Lead
-            } else {
-                Answer::Passed(0)
-            };
-            let rest = (1..answers.len()).map(|n| Answer::Passed(n as u32));
-            let wanted: Vec<Answer> = std::iter::once(first).chain(rest).collect();
+            let wanted = (0..answers.len()).map(|n| Answer::Passed(n as u32));
+            let wanted: Vec<Answer> = wanted.collect();
             answers.sort_by_key(|answer| match answer {
                 Answer::Passed(n) => *n,
                 _ => 0,

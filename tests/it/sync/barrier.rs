@@ -58,3 +58,39 @@ async fn a_single_party_never_waits() {
         assert!(soon(barrier.wait()).await.unwrap().is_leader());
     }
 }
+
+#[tokio::test]
+async fn whoever_resets_the_barrier_comes_to_the_new_generation() {
+    let barrier = Barrier::new(1).unwrap();
+
+    for _ in 0..100 {
+        barrier.abort();
+        assert_eq!(soon(barrier.wait()).await, Err(BrokenBarrier::Broken));
+        barrier.reset();
+        assert!(soon(barrier.wait()).await.is_ok());
+
+        barrier.abort();
+        assert_eq!(barrier.blocking_wait(), Err(BrokenBarrier::Broken));
+        barrier.reset();
+        assert!(barrier.blocking_wait().is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_party_that_gives_up_while_the_action_runs_breaks_the_barrier_for_the_leader_too() {
+    let barrier = Barrier::builder(2)
+        .timeout(Duration::from_millis(1))
+        .action(|()| std::thread::sleep(Duration::from_millis(5)))
+        .build()
+        .unwrap();
+    let mut first = Box::pin(barrier.wait());
+    assert!(futures::poll!(first.as_mut()).is_pending());
+    let leader = std::thread::spawn({
+        let barrier = barrier.clone();
+        move || barrier.blocking_wait()
+    });
+
+    let first = soon(first).await;
+
+    assert_eq!(first.is_ok(), leader.join().unwrap().is_ok());
+}
