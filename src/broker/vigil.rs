@@ -133,12 +133,11 @@ pub(crate) fn fall_asleep<M: Memory>(memory: &mut M, place: Place) -> Result<boo
     Ok(said.is_ok())
 }
 
-/// The notification has been taken, with the lock in hand.
-pub(crate) fn take<M: Memory>(memory: &mut M, place: Place) -> Result<(), M::Stop> {
+/// Takes the notification, with the lock in hand. False if there is none (yet).
+pub(crate) fn take<M: Memory>(memory: &mut M, place: Place) -> Result<bool, M::Stop> {
     let taken = place.value | TAKEN;
-    memory
-        .replace(place.at, place.value | NOTIFIED, taken, AcqRel)
-        .map(drop)
+    let exchanged = memory.replace(place.at, place.value | NOTIFIED, taken, AcqRel)?;
+    Ok(exchanged.is_ok())
 }
 
 /// What a wait that is given up has to do next.

@@ -87,9 +87,11 @@ impl Vigil {
         self.object.region().word32(self.place.word() * 8 + 4)
     }
 
-    /// The notification has been taken, with the lock in hand.
-    pub(crate) fn take(self) {
-        let Ok(()) = vigil::take(&mut self.object.words(), self.place);
+    /// Takes the notification, with the lock in hand. False if there is none: then the wait is over
+    /// without.
+    pub(crate) fn take(self) -> bool {
+        let Ok(is_taken) = vigil::take(&mut self.object.words(), self.place);
+        is_taken
     }
 }
 

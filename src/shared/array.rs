@@ -330,8 +330,8 @@ impl<T: Pod + fmt::Debug> fmt::Debug for ArrayGuard<T> {
 impl<T> sealed::Guard for ArrayGuard<T> {
     type Rest = usize;
 
-    fn split(self) -> (usize, Option<Held>) {
-        (self.len, Some(self.held))
+    fn split(self) -> Result<(usize, Held), &'static str> {
+        Ok((self.len, self.held))
     }
 
     fn join(len: usize, held: Held) -> Self {

@@ -229,7 +229,7 @@ impl<T: Pod + fmt::Debug> fmt::Debug for ValueGuard<T> {
 impl<T> sealed::Guard for ValueGuard<T> {
     type Rest = usize;
 
-    fn split(self) -> (usize, Option<Held>) {
+    fn split(self) -> Result<(usize, Held), &'static str> {
         sealed::Guard::split(self.0)
     }
 

@@ -10,13 +10,14 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::held::Held;
 use super::lock::{Lock, LockGuard};
-use super::rlock::{RLock, RLockGuard};
+use super::rlock::{Hollow, RLock, RLockGuard};
 use crate::broker::layout::{self, CONDITIONS_MAX, Kind};
 use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
@@ -28,7 +29,8 @@ use crate::error::CreatorGone;
 
 /// Lets holders of a lock wait for something that others bring about while they hold it.
 ///
-/// This is Python's `multiprocessing.Condition`, but that `notify` never waits for the woken (so a
+/// This is Python's `multiprocessing.Condition`, but that a timeout of `wait` is a method of its own
+/// ([`wait_timeout`](Self::wait_timeout)), that `notify` never waits for the woken (so a
 /// dead one cannot block it), and that the lock has to be there first. Waiting gives back all levels
 /// of an [`RLock`](super::RLock) and takes them again.
 ///
@@ -91,8 +93,8 @@ pub(crate) mod sealed {
     pub trait Guard: Sized {
         /// The guard without the lock.
         type Rest;
-        /// Takes the lock out. Nothing if another guard of the same owner is waiting with it.
-        fn split(self) -> (Self::Rest, Option<Held>);
+        /// Takes the lock out, or says why it is not there.
+        fn split(self) -> Result<(Self::Rest, Held), &'static str>;
         /// Puts the lock back in.
         fn join(rest: Self::Rest, held: Held) -> Self;
     }
@@ -113,8 +115,8 @@ impl sealed::Lockable for RLock {
 impl sealed::Guard for LockGuard {
     type Rest = ();
 
-    fn split(self) -> ((), Option<Held>) {
-        ((), Some(self.0))
+    fn split(self) -> Result<((), Held), &'static str> {
+        Ok(((), self.0))
     }
 
     fn join((): (), held: Held) -> Self {
@@ -123,16 +125,14 @@ impl sealed::Guard for LockGuard {
 }
 
 impl sealed::Guard for RLockGuard {
-    type Rest = Self;
+    type Rest = Hollow;
 
-    fn split(self) -> (Self, Option<Held>) {
-        let held = self.take_held();
-        (self, held)
+    fn split(self) -> Result<(Hollow, Held), &'static str> {
+        self.hollow_out()
     }
 
-    fn join(rest: Self, held: Held) -> Self {
-        rest.put_held(held);
-        rest
+    fn join(rest: Hollow, held: Held) -> Self {
+        rest.fill(held)
     }
 }
 
@@ -158,16 +158,17 @@ impl Condition {
     ///
     /// # Panics
     ///
-    /// When the guard is of another lock, or another guard of the same [`RLockGuard`]'s owner waits.
+    /// When the guard is of another lock, or an [`RLockGuard`] that [has no lock](RLockGuard::has_lock);
+    /// and outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
-    /// **Cancel safe, but** the lock is given back and not taken again: there is no guard. A
+    /// **Cancel safe, but** the lock is given back and not taken again: there is no guard, and other
+    /// guards of the same [`RLock`]'s owner [have no lock](RLockGuard::has_lock) any more. To give up
+    /// after a time and go on with the lock there is [`wait_timeout`](Self::wait_timeout). A
     /// notification that came meanwhile passes to the next waiter.
     pub async fn wait<G: Guard>(&self, guard: G) -> Result<G, CreatorGone> {
-        let (rest, held) = guard.split();
-        let held = held.expect("the owner's lock is with another wait");
-        self.check(&held);
+        let (rest, held) = self.split(guard);
         if let Some(vigil) = Vigil::begin(&self.object, self.index, Wake::Bell)? {
             drop(held);
             vigil.notified().await?;
@@ -178,6 +179,70 @@ impl Condition {
         let waiting = self.begin(held, Wake::Bell)?;
         let answer = waiting.answer().await?;
         Ok(G::join(rest, Held::granted(&self.object, answer)?))
+    }
+
+    /// Like [`wait`](Self::wait), but for so long at most, and takes the lock again in any case. True if
+    /// a notification came.
+    ///
+    /// This is Python's `wait(timeout)`. To take the lock again has no limit of time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Panics
+    ///
+    /// As for [`wait`](Self::wait), and in a runtime without time enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_multiprocess::sync::{Condition, Lock};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let lock = Lock::new()?;
+    /// let changed = Condition::new(&lock)?;
+    /// let guard = lock.lock().await?;
+    ///
+    /// let (guard, notified) = changed.wait_timeout(guard, Duration::from_millis(1)).await?;
+    /// assert!(!notified && lock.is_locked());
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    pub async fn wait_timeout<G: Guard>(
+        &self,
+        guard: G,
+        timeout: Duration,
+    ) -> Result<(G, bool), CreatorGone> {
+        let (rest, held) = self.split(guard);
+        if let Some(vigil) = Vigil::begin(&self.object, self.index, Wake::Bell)? {
+            drop(held);
+            if let Ok(over) = tokio::time::timeout(timeout, vigil.notified()).await {
+                over?;
+            }
+            let held = Held::lock(&self.object).await?;
+            // With the lock in hand, as one may have come since.
+            let is_notified = vigil.take();
+            return Ok((G::join(rest, held), is_notified));
+        }
+        let waiting = self.begin(held, Wake::Bell)?;
+        match tokio::time::timeout(timeout, waiting.answer()).await {
+            Ok(answer) => {
+                let held = Held::granted(&self.object, answer?)?;
+                Ok((G::join(rest, held), true))
+            }
+            // A notification that came too late has been passed on.
+            Err(_) => {
+                let held = Held::lock(&self.object).await?;
+                Ok((G::join(rest, held), false))
+            }
+        }
     }
 
     /// Waits as long as `condition` is true. The lock is held whenever it is asked.
@@ -192,7 +257,7 @@ impl Condition {
     ///
     /// # Cancel safety
     ///
-    /// **Cancel safe, but** the lock is given back and not taken again: there is no guard.
+    /// As for [`wait`](Self::wait).
     pub async fn wait_while<G: Guard>(
         &self,
         mut guard: G,
@@ -214,9 +279,7 @@ impl Condition {
     ///
     /// As for [`wait`](Self::wait).
     pub fn blocking_wait<G: Guard>(&self, guard: G) -> Result<G, CreatorGone> {
-        let (rest, held) = guard.split();
-        let held = held.expect("the owner's lock is with another wait");
-        self.check(&held);
+        let (rest, held) = self.split(guard);
         if let Some(vigil) = Vigil::begin(&self.object, self.index, Wake::Futex)? {
             drop(held);
             vigil.notified_blocking()?;
@@ -262,9 +325,13 @@ impl Condition {
         n_queued as usize + n_vigils as usize
     }
 
-    fn check(&self, held: &Held) {
+    fn split<G: Guard>(&self, guard: G) -> (G::Rest, Held) {
+        let (rest, held) = guard
+            .split()
+            .unwrap_or_else(|why| panic!("a condition waits with a guard without a lock: {why}"));
         let same = Arc::ptr_eq(held.object(), &self.object);
         assert!(same, "a condition waits with a guard of another lock");
+        (rest, held)
     }
 
     fn begin(&self, held: Held, wake: Wake) -> Result<Waiting, CreatorGone> {

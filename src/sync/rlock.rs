@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -70,10 +71,18 @@ struct Owner {
 
 /// What the guards of one owner share.
 struct Share {
-    /// Nothing while a condition has the lock.
-    held: Mutex<Option<Held>>,
+    lock: Mutex<Holds>,
     /// Of a lock that was taken as somebody's.
     owner: Option<Arc<Owner>>,
+}
+
+/// What has become of the lock that an owner took.
+enum Holds {
+    Lock(Held),
+    /// It is given back until a condition's wait takes it again.
+    Lent,
+    /// It was given back by a condition's wait that was dropped.
+    Lost,
 }
 
 impl RLock {
@@ -202,10 +211,8 @@ impl RLockOwner {
         let shares = self.shares();
         let shares = shares.iter().filter_map(Weak::upgrade);
         let has_it = |share: &Arc<Share>| {
-            share
-                .held()
-                .as_ref()
-                .is_some_and(|held| Arc::ptr_eq(held.object(), object))
+            let lock = share.lock();
+            matches!(&*lock, Holds::Lock(held) if Arc::ptr_eq(held.object(), object))
         };
         shares.into_iter().find(has_it).map(RLockGuard)
     }
@@ -228,19 +235,21 @@ impl RLockOwner {
 }
 
 impl Share {
-    fn held(&self) -> MutexGuard<'_, Option<Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Holds> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One level of an owner's hold on an [`RLock`], until it is dropped.
+///
+/// It may be left without the lock by a condition's wait: see [`has_lock`](Self::has_lock).
 #[must_use = "dropping the guard gives the lock back at once"]
 pub struct RLockGuard(Arc<Share>);
 
 impl RLockGuard {
     fn new(held: Held, owner: Option<Arc<Owner>>) -> Self {
-        let held = Mutex::new(Some(held));
-        Self(Arc::new(Share { held, owner }))
+        let lock = Mutex::new(Holds::Lock(held));
+        Self(Arc::new(Share { lock, owner }))
     }
 
     /// Takes the lock once more, for the same owner.
@@ -258,19 +267,58 @@ impl RLockGuard {
     /// [`LockGuard::recovered`](super::LockGuard::recovered).
     #[must_use]
     pub fn recovered(&self) -> bool {
-        self.0.held().as_ref().is_some_and(Held::recovered)
+        matches!(&*self.0.lock(), Holds::Lock(held) if held.recovered())
+    }
+
+    /// Whether its owner has the lock now.
+    ///
+    /// A [`Condition`](super::Condition) gives the lock back for all levels while it waits with one of
+    /// them. If that wait is dropped, nobody takes the lock again for them: the other guards of the
+    /// owner protect nothing from then on. Drop them and take the lock anew, also as the same
+    /// [`RLockOwner`].
+    #[must_use]
+    pub fn has_lock(&self) -> bool {
+        matches!(*self.0.lock(), Holds::Lock(_))
     }
 
     /// Takes the lock out, for all levels, so that a condition can give it back.
-    pub(super) fn take_held(&self) -> Option<Held> {
-        self.0.held().take()
+    pub(super) fn hollow_out(self) -> Result<(Hollow, Held), &'static str> {
+        let mut lock = self.0.lock();
+        match mem::replace(&mut *lock, Holds::Lent) {
+            Holds::Lock(held) => {
+                drop(lock);
+                Ok((Hollow(self), held))
+            }
+            Holds::Lent => Err("another guard of its owner is waiting with it"),
+            Holds::Lost => {
+                *lock = Holds::Lost;
+                Err("a wait of another guard of its owner was dropped when it had given it back")
+            }
+        }
     }
+}
 
+/// A guard whose owner's lock is with a condition.
+#[derive(Debug)]
+pub struct Hollow(RLockGuard);
+
+impl Hollow {
     /// Puts the lock back in, for all levels.
-    pub(super) fn put_held(&self, held: Held) {
-        *self.0.held() = Some(held);
-        if let Some(owner) = &self.0.owner {
+    pub(super) fn fill(self, held: Held) -> RLockGuard {
+        let share = &self.0.0;
+        *share.lock() = Holds::Lock(held);
+        if let Some(owner) = &share.owner {
             owner.has_got.notify_waiters();
+        }
+        self.0.again()
+    }
+}
+
+impl Drop for Hollow {
+    fn drop(&mut self) {
+        let mut lock = self.0.0.lock();
+        if matches!(*lock, Holds::Lent) {
+            *lock = Holds::Lost;
         }
     }
 }
@@ -279,6 +327,7 @@ impl fmt::Debug for RLockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RLockGuard")
             .field("depth", &self.depth())
+            .field("has_lock", &self.has_lock())
             .field("recovered", &self.recovered())
             .finish()
     }

@@ -1,7 +1,9 @@
 //! Conditions.
 
+use std::time::Duration;
+
 use tokio_multiprocess::shared::Value;
-use tokio_multiprocess::sync::{Condition, Lock, RLock};
+use tokio_multiprocess::sync::{Condition, Lock, RLock, RLockOwner};
 
 use super::suite::condition as suite;
 use super::suite::condition::{once_waiting, wait};
@@ -79,4 +81,71 @@ async fn waiting_gives_back_all_levels_and_takes_them_again() {
     assert!(lock.is_locked());
     drop(inner);
     assert!(!lock.is_locked());
+}
+
+#[tokio::test]
+async fn a_wait_with_a_timeout_has_the_lock_again_whether_it_was_notified_or_not() {
+    let lock = RLock::new().unwrap();
+    let condition = Condition::new(&lock).unwrap();
+    let outer = soon(lock.lock()).await.unwrap();
+
+    let short = condition.wait_timeout(outer.again(), Duration::from_millis(1));
+    let (inner, is_notified) = soon(short).await.unwrap();
+    assert!(!is_notified && outer.has_lock() && lock.try_lock().is_err());
+    assert_eq!(condition.n_waiting(), 0);
+
+    let mut long = Box::pin(condition.wait_timeout(inner, Duration::MAX));
+    assert!(futures::poll!(long.as_mut()).is_pending());
+    drop(soon(lock.lock()).await.unwrap());
+    condition.notify_one();
+    let (_inner, is_notified) = soon(long).await.unwrap();
+    assert!(is_notified && outer.has_lock() && lock.try_lock().is_err());
+}
+
+#[tokio::test]
+async fn a_wait_with_a_timeout_is_the_same_in_a_crowd() {
+    let lock = Lock::new().unwrap();
+    let condition = Condition::new(&lock).unwrap();
+    let mut waiters = Vec::new();
+    for _ in 0..20 {
+        let guard = soon(lock.lock()).await.unwrap();
+        let mut waiter = Box::pin(condition.wait(guard));
+        assert!(futures::poll!(waiter.as_mut()).is_pending());
+        waiters.push(waiter);
+    }
+
+    let guard = soon(lock.lock()).await.unwrap();
+    let short = condition.wait_timeout(guard, Duration::from_millis(1));
+    let (guard, is_notified) = soon(short).await.unwrap();
+    assert!(!is_notified && lock.try_lock().is_err());
+
+    let mut long = Box::pin(condition.wait_timeout(guard, Duration::MAX));
+    assert!(futures::poll!(long.as_mut()).is_pending());
+    drop(once_waiting(&lock, &condition, 21).await);
+    condition.notify_all();
+    // At one time, as each is next when it is.
+    let others = waiters
+        .into_iter()
+        .map(|waiter| async { drop(waiter.await.unwrap()) });
+    let long = async {
+        let (_guard, is_notified) = long.await.unwrap();
+        assert!(is_notified && lock.try_lock().is_err());
+    };
+    soon(async { tokio::join!(futures::future::join_all(others), long) }).await;
+}
+
+#[tokio::test]
+#[should_panic = "a wait of another guard of its owner was dropped"]
+async fn guards_say_so_when_a_dropped_wait_has_left_them_without_the_lock() {
+    let (lock, owner) = (RLock::new().unwrap(), RLockOwner::new());
+    let condition = Condition::new(&lock).unwrap();
+    let outer = soon(lock.lock_as(&owner)).await.unwrap();
+    let mut waiter = Box::pin(condition.wait(outer.again()));
+    assert!(futures::poll!(waiter.as_mut()).is_pending());
+    drop(waiter);
+
+    assert!(!outer.has_lock());
+    assert!(soon(lock.lock_as(&owner)).await.unwrap().has_lock());
+
+    let _ = condition.wait(outer).await;
 }
