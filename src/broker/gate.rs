@@ -380,7 +380,7 @@ impl Gate {
         if !self.unlend(client) {
             return Ok(());
         }
-        self.ledger += 1;
+        self.ledger = self.ledger.saturating_add(1);
         self.show_ledger(memory)
     }
 
@@ -401,7 +401,7 @@ impl Gate {
         if self.layout.marks_death {
             return Ok(());
         }
-        self.ledger += 1;
+        self.ledger = self.ledger.saturating_add(1);
         self.show_ledger(memory)
     }
 
@@ -569,7 +569,7 @@ impl Gate {
         if let Some(borrowed) = self.borrowed.remove(&client)
             && !memory.breaks(Rule::DeathReturnsLedger)
         {
-            self.ledger += borrowed;
+            self.ledger = self.ledger.saturating_add(borrowed);
             self.show_ledger(memory)?;
         }
         if held || !memory.breaks(Rule::DeathServes) {

@@ -249,10 +249,12 @@ pub(crate) fn has_action(region: &Region) -> bool {
     region.word64(OPTIONS * 8).load(Relaxed) & HAS_ACTION != 0
 }
 
-/// The words of the permits.
+/// The words of the permits. All of them lie in the region, also when somebody has scribbled over their
+/// number since it was checked.
 #[inline]
 pub(crate) fn permits(region: &Region) -> Range<usize> {
-    FIRST..FIRST + size(region)
+    let most = (region.len() / 8 - FIRST).min(PERMITS_MAX);
+    FIRST..FIRST + size(region).min(most)
 }
 
 /// The word of a lock.
@@ -291,5 +293,25 @@ pub(crate) fn gate(region: &Region, kind: Kind) -> gate::Layout {
         ledger: LEDGER,
         conditions,
         marks_death: is_lock,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_of_permits_that_was_scribbled_over_leads_nowhere_else() {
+        let shape = Shape::Semaphore {
+            permits: 2,
+            bounded: false,
+        };
+        let (region, _) = Region::create(c"mp-object", shape.len().unwrap()).unwrap();
+        shape.write(&region);
+        assert_eq!(permits(&region).len(), 16);
+
+        region.word64(SIZE * 8).store(u64::MAX, Relaxed);
+
+        assert_eq!(permits(&region).end * 8, region.len());
     }
 }

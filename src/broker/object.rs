@@ -354,6 +354,11 @@ impl Object {
         self.spin.until(look)
     }
 
+    /// The word of the permit that the broker answers with, if there is such a one.
+    pub(crate) fn permit(&self, index: u32) -> Option<usize> {
+        layout::permits(self.region()).nth(index as usize)
+    }
+
     /// Gives back a permit of a semaphore, which is where the next taker looks first.
     pub(crate) fn give_permit(&self, word: usize) {
         self.give(word);

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::broker::layout;
 use crate::broker::link::Link;
 use crate::broker::memory::{Answer, Memory, Rule};
 use crate::broker::message::{Place, Says};
@@ -81,6 +80,14 @@ impl Waiting {
         self
     }
 
+    /// Gives back what was granted to a wait that is given up.
+    fn give(&self, permit: u32) {
+        // None only from a broker that is not ours.
+        if let Some(word) = self.object.permit(permit) {
+            self.object.give_unseen(word);
+        }
+    }
+
     fn peek(&self) -> Option<Result<Answer, CreatorGone>> {
         // Asked before the slot: an answer that came before the end counts.
         let is_gone = self.link.has_ended();
@@ -104,12 +111,11 @@ impl Drop for Waiting {
             return;
         }
         let answer = self.link.finish(self.place);
-        let first = layout::permits(self.object.region()).start;
         let words = self.object.words();
         match slot::undo(answer, self.condition.is_some()) {
             Undo::Give(_) | Undo::PassOnAndGive(_) if words.breaks(Rule::CancelGivesBack) => (),
             Undo::Forget | Undo::BreakUp => self.object.say(Says::Cancel(self.place)),
-            Undo::Give(permit) => self.object.give_unseen(first + permit as usize),
+            Undo::Give(permit) => self.give(permit),
             Undo::GiveLedger => self.object.say(Says::ReleaseLedger),
             Undo::PassOnAndGive(permit) => {
                 if let Some(condition) = self.condition
@@ -117,7 +123,7 @@ impl Drop for Waiting {
                 {
                     self.object.say(Says::Notify(condition, 1));
                 }
-                self.object.give_unseen(first + permit as usize);
+                self.give(permit);
             }
             Undo::Nothing => (),
         }

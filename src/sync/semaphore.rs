@@ -102,11 +102,15 @@ macro_rules! both_semaphores {
 
             /// Takes a permit if there is one.
             ///
-            /// Of a semaphore with more than 65,536 permits it finds those only.
+            /// It finds permits that have a word of their own in the shared memory, of which there is a
+            /// fixed number: for a [`Semaphore`] twice as many as it began with, but 16 at least; for a
+            /// [`BoundedSemaphore`] as many as it began with; for both 65,536 at most. Permits beyond
+            /// these are with the process that looks after the semaphore, and only
+            /// [`acquire`](Self::acquire) gets them, as it can wait for the answer.
             ///
             /// # Errors
             ///
-            /// [`TryLockError::Busy`] when there is none, or somebody is next.
+            /// [`TryLockError::Busy`] when there is none that it finds, or somebody is next.
             pub fn try_acquire(&self) -> Result<Permit, TryLockError> {
                 take(&self.object)?.ok_or(TryLockError::Busy)
             }
@@ -132,7 +136,8 @@ macro_rules! both_semaphores {
                 granted(&self.object, answer)
             }
 
-            /// How many permits nobody has. A snapshot, good for showing.
+            /// How many permits nobody has, also those that [`try_acquire`](Self::try_acquire) does not
+            /// find. A snapshot, good for showing.
             #[must_use]
             pub fn available_permits(&self) -> usize {
                 available(&self.object)
@@ -245,9 +250,12 @@ fn take_soon(object: &Arc<Object>) -> Result<Option<Permit>, CreatorGone> {
 }
 
 fn granted(object: &Arc<Object>, answer: Answer) -> Result<Permit, CreatorGone> {
-    let first = layout::permits(object.region()).start;
     match answer {
-        Answer::Permit(index) => Ok(Permit::new(object, Some(first + index as usize))),
+        Answer::Permit(index) => match object.permit(index) {
+            Some(word) => Ok(Permit::new(object, Some(word))),
+            // Only a broker that is not ours answers so.
+            None => Err(CreatorGone),
+        },
         Answer::Ledger => Ok(Permit::new(object, None)),
         // Only a broker that is not ours answers so.
         _ => Err(CreatorGone),
@@ -256,7 +264,7 @@ fn granted(object: &Arc<Object>, answer: Answer) -> Result<Permit, CreatorGone> 
 
 fn available(object: &Object) -> usize {
     let Ok(n_free) = word::count_free(&mut object.words(), layout::permits(object.region()));
-    n_free + layout::ledger(object.region()) as usize
+    n_free.saturating_add(layout::ledger(object.region()) as usize)
 }
 
 /// Gives back a word that nobody in particular has. False if there is none.

@@ -57,3 +57,38 @@ async fn a_bounded_semaphore_cannot_be_released_above_its_start() {
     assert!(semaphore.release().is_err());
     assert_eq!(semaphore.available_permits(), 2);
 }
+
+#[tokio::test]
+async fn what_has_no_word_is_counted_and_can_be_acquired() {
+    let semaphore = Semaphore::new(0).unwrap();
+    for _ in 0..20 {
+        semaphore.release();
+    }
+
+    let mut permits = Vec::new();
+    while let Ok(permit) = semaphore.try_acquire() {
+        permits.push(permit);
+    }
+    assert_eq!(permits.len(), 16);
+    for _ in 16..20 {
+        permits.push(soon(semaphore.acquire()).await.unwrap());
+    }
+    assert_eq!(semaphore.available_permits(), 0);
+}
+
+#[tokio::test]
+async fn there_can_be_as_many_permits_as_can_be_counted() {
+    let semaphore = Semaphore::new(usize::MAX).unwrap();
+    let permit = soon(semaphore.acquire()).await.unwrap();
+
+    semaphore.release();
+    soon(async {
+        while semaphore.available_permits() < usize::MAX {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    drop(permit);
+    assert_eq!(semaphore.available_permits(), usize::MAX);
+}
