@@ -57,6 +57,13 @@ pub(crate) const DATA: usize = 1024;
 
 const PAGE: usize = 4096;
 
+/// Whether memory of so many bytes can be an object. Raw arrays have other lengths, so that no bytes are
+/// reached without the lock by the one and under it by the other: the length is sealed, so nobody can
+/// make the one out of the other.
+pub(crate) fn is_length(len: u64) -> bool {
+    len.is_multiple_of(PAGE as u64)
+}
+
 /// Option: the barrier's generations have an action.
 const HAS_ACTION: u64 = 1;
 
@@ -196,8 +203,8 @@ pub(crate) fn kind_of(region: &Region) -> io::Result<Kind> {
 /// The counter of clients: the next one's number is one more. Fails when no numbers are left, as after
 /// four billion processes, or when somebody has scribbled over the counter.
 pub(crate) fn next_client(region: &Region) -> io::Result<u32> {
-    let next = region.word64(CLIENTS * 8).fetch_add(1, Relaxed) + 1;
-    u32::try_from(next)
+    let last = region.word64(CLIENTS * 8).fetch_add(1, Relaxed);
+    u32::try_from(last.wrapping_add(1))
         .ok()
         .filter(|id| word::is_process(*id))
         .ok_or_else(|| io::Error::other("a shared object has no numbers left for its users"))

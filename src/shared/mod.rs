@@ -11,7 +11,8 @@
 //! It lies in anonymous files (`memfd`) without a name, whose size is sealed, and is freed with the last
 //! handle. A type that may lie in it is [`Pod`]: no pointers, no padding, every bit pattern valid.
 //!
-//! No safe call here lets two processes write the same plain memory at one time.
+//! No safe call here lets two processes write the same plain memory at one time. That holds also for types
+//! that read these handles in a way of their own: memory with a lock is refused as memory without one.
 
 mod array;
 mod atomic;

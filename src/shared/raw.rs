@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::atomic::Atomic;
 use super::atomic::sealed::Place;
+use crate::broker::layout;
 use crate::sys::memfd::Region;
 use crate::wire::fds;
 
@@ -243,9 +244,12 @@ impl<T: Atomic> RawArray<T> {
     }
 }
 
-/// At least one, as there is no memory of no bytes.
+/// At least one, as there is no memory of no bytes; and one more than needed for what is as long as an
+/// object, so that no memory is ever both.
 fn n_bytes<T>(len: usize) -> Option<NonZeroUsize> {
-    NonZeroUsize::new(len.checked_mul(size_of::<T>())?.max(1))
+    let bytes = len.checked_mul(size_of::<T>())?;
+    let more = usize::from(layout::is_length(bytes as u64));
+    NonZeroUsize::new(bytes.checked_add(more)?)
 }
 
 impl<T> Clone for RawValue<T> {

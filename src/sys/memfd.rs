@@ -123,6 +123,12 @@ impl Region {
         Ok(advised?)
     }
 
+    /// Bytes in the file, of which a region may be a part.
+    pub(crate) fn file_len(file: impl AsFd) -> io::Result<u64> {
+        let size = nix::sys::stat::fstat(&file)?.st_size;
+        u64::try_from(size).map_err(io::Error::other)
+    }
+
     /// Bytes in the region.
     pub(crate) fn len(&self) -> usize {
         self.len.get()
