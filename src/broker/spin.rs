@@ -1,9 +1,10 @@
 //! Looking again and again for a moment, before going to sleep.
 //!
 //! To be woken on another processor costs ten times what it costs to hand something over to who is
-//! awake. So whoever has to wait looks for some microseconds first; and if that has been in vain for a
-//! while, only briefly, and longer every now and then, to find out whether the others have become
-//! quicker.
+//! awake. So whoever has to wait looks first, for about a hundred microseconds; and if that was in vain,
+//! only for five or ten, and as long as before every now and then, to find out whether the others have
+//! become quicker. How long a pause is differs from processor to processor, by a factor of ten: what is
+//! said here was measured on an AMD EPYC.
 
 use std::hint;
 use std::sync::OnceLock;
@@ -14,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::sys::cpu;
 
-/// Looks of a short wait, with pauses of 1, 2, 4 ... [`PAUSES_MAX`] between: about two microseconds.
+/// Looks of a short wait, with pauses of 1, 2, 4 ... [`PAUSES_MAX`] between: five to ten microseconds.
 const SHORT: u32 = 8;
-/// Looks of a long one: as long as it takes to be woken, and to answer to it.
+/// Looks of a long one, about a hundred microseconds: as long as it takes to be woken, and to answer to it.
 const LONG: u32 = 120;
 const PAUSES_MAX: u32 = 32;
 /// How often others go first on one processor, and how soon it has to be over to be worth it.
@@ -33,7 +34,7 @@ pub(crate) struct Spin {
 }
 
 impl Spin {
-    /// Looks until there is something, or for a few microseconds.
+    /// Looks until there is something, or for a while.
     #[cold]
     pub(crate) fn until<T, E>(
         &self,

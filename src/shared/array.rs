@@ -99,7 +99,7 @@ impl<T: Pod> Array<T> {
         })
     }
 
-    /// Reads an element under the lock.
+    /// Reads an element under the lock. Who has a guard waits for itself, for ever: read that.
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl<T: Pod> Array<T> {
     ///
     /// # Panics
     ///
-    /// When there is no such element.
+    /// When there is no such element, or it has to wait outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
@@ -116,7 +116,7 @@ impl<T: Pod> Array<T> {
         Ok(self.lock().await?.unseen()[index])
     }
 
-    /// Writes an element under the lock.
+    /// Writes an element under the lock. Who has a guard waits for itself, for ever: write to that.
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ impl<T: Pod> Array<T> {
     ///
     /// # Panics
     ///
-    /// When there is no such element.
+    /// When there is no such element, or it has to wait outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
@@ -134,11 +134,15 @@ impl<T: Pod> Array<T> {
         Ok(())
     }
 
-    /// Reads all elements under the lock.
+    /// Reads all elements under the lock. Who has a guard waits for itself, for ever: read that.
     ///
     /// # Errors
     ///
     /// Fails with [`CreatorGone`] when the process that made the array has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it has to wait outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
@@ -152,6 +156,10 @@ impl<T: Pod> Array<T> {
     /// # Errors
     ///
     /// Fails with [`CreatorGone`] when the process that made the array has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it has to wait outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///

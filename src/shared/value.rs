@@ -57,11 +57,15 @@ impl<T: Pod> Value<T> {
         Array::from_slice(&[value]).map(Self)
     }
 
-    /// Reads the value under its lock.
+    /// Reads the value under its lock. Who has a guard of it waits for itself, for ever: read that.
     ///
     /// # Errors
     ///
     /// Fails with [`CreatorGone`] when the process that made the value has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it has to wait outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
@@ -70,11 +74,15 @@ impl<T: Pod> Value<T> {
         self.0.get(0).await
     }
 
-    /// Writes the value under its lock.
+    /// Writes the value under its lock. Who has a guard of it waits for itself, for ever: write to that.
     ///
     /// # Errors
     ///
     /// Fails with [`CreatorGone`] when the process that made the value has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it has to wait outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
@@ -88,6 +96,10 @@ impl<T: Pod> Value<T> {
     /// # Errors
     ///
     /// Fails with [`CreatorGone`] when the process that made the value has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it has to wait outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///

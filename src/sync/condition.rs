@@ -141,7 +141,8 @@ impl Condition {
     ///
     /// # Errors
     ///
-    /// Fails when the lock has 64 conditions already.
+    /// Fails when 64 conditions have been made for the lock, by whatever process: a condition that is
+    /// dropped makes no room for another one.
     pub fn new(lock: &impl Lockable) -> io::Result<Self> {
         let object = Arc::clone(lock.lock_object().0);
         let index = layout::next_condition(object.region()).ok_or_else(|| {

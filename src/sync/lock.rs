@@ -159,6 +159,10 @@ impl Lock {
     ///
     /// Fails with [`CreatorGone`] when the process that made the lock has ended.
     ///
+    /// # Panics
+    ///
+    /// When it has to wait outside a tokio runtime with I/O enabled.
+    ///
     /// # Cancel safety
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue.

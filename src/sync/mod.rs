@@ -14,8 +14,22 @@
 //! - *The creator dies:* the process that called `new` looks after the object. When it is gone every
 //!   wait fails with [`CreatorGone`](crate::CreatorGone).
 //!
-//! A process that is stopped (`SIGSTOP`) is not dead: what it holds stays held, and there are
-//! [timeouts](tokio::time::timeout) against it.
+//! A process that is stopped (`SIGSTOP`, a debugger, a frozen container) is not dead, and there are
+//! [timeouts](tokio::time::timeout) against it:
+//!
+//! - *A stopped holder* keeps what it holds.
+//! - *A stopped waiter* keeps its place, and is given what it waits for when it is next, as one that
+//!   will go on.
+//! - *A stopped creator* answers nobody. What is free is still had at once and given back; who waits
+//!   short is still woken. But who has queued waits until it goes on; and when somebody has queued for
+//!   half a millisecond, which closes the lock or semaphore to newcomers, so does everybody else.
+//!
+//! # What it takes
+//!
+//! An object takes one descriptor in each process that has a handle, an event two, and a page of memory
+//! or more; a process takes a few more for each creator with which it shares objects. Before a wait
+//! sleeps it looks again and again for some microseconds, and about a hundred if that has paid before,
+//! or to find out whether it pays now.
 
 mod barrier;
 mod condition;

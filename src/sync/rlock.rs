@@ -103,6 +103,10 @@ impl RLock {
     ///
     /// Fails with [`CreatorGone`] when the process that made the lock has ended.
     ///
+    /// # Panics
+    ///
+    /// When it has to wait outside a tokio runtime with I/O enabled.
+    ///
     /// # Cancel safety
     ///
     /// **Cancel safe, but** a dropped wait loses its place in the queue.
@@ -116,6 +120,10 @@ impl RLock {
     /// # Errors
     ///
     /// Fails with [`CreatorGone`] when the process that made the lock has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it has to wait outside a tokio runtime with I/O enabled.
     ///
     /// # Cancel safety
     ///
