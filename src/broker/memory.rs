@@ -37,6 +37,14 @@ pub(crate) trait Memory {
     /// Writes the word (release).
     fn store(&mut self, word: usize, value: u64) -> Result<(), Self::Stop>;
 
+    /// Writes the word before anything that is looked at afterwards: for whoever makes something
+    /// possible and then looks whether somebody waits for it. A processor may carry out loads that
+    /// follow a plain store first.
+    #[inline]
+    fn store_first(&mut self, word: usize, value: u64) -> Result<(), Self::Stop> {
+        self.store(word, value)
+    }
+
     /// What this process saw last in a word that only grows, so that it need not be fetched from
     /// another processor's cache as long as the old value says enough. Nothing: look.
     #[inline]

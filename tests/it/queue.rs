@@ -3,7 +3,10 @@
 mod suite;
 
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio_multiprocess::{
@@ -412,4 +415,46 @@ async fn sixteen_waiting_consumers_sleep_and_one_item_does_not_wake_all() {
     for child in children {
         let _ = soon(child.wait()).await;
     }
+}
+
+#[test]
+fn a_lease_that_is_done_ends_a_join_that_is_about_to_sleep() {
+    const ROUNDS: u64 = 5_000;
+    let queue = AsyncQueue::builder().leases().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let (turn, joined) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let joins = std::thread::spawn({
+        let (queue, turn, joined) = (queue.clone(), Arc::clone(&turn), Arc::clone(&joined));
+        move || {
+            for round in 1..=ROUNDS {
+                while turn.load(SeqCst) < round {
+                    std::hint::spin_loop();
+                }
+                queue.blocking_join().unwrap();
+                joined.store(round, SeqCst);
+            }
+        }
+    });
+
+    for round in 1..=ROUNDS {
+        queue.try_put(1).unwrap();
+        let lease = runtime.block_on(queue.get_leased()).unwrap();
+        turn.store(round, SeqCst);
+        // At another moment of the join each time.
+        for _ in 0..round % 400 {
+            std::hint::spin_loop();
+        }
+        lease.done();
+        let begun = Instant::now();
+        while joined.load(SeqCst) < round {
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "asleep in round {round}"
+            );
+            std::thread::yield_now();
+        }
+    }
+    joins.join().unwrap();
 }

@@ -272,6 +272,13 @@ impl Memory for &Arena {
         Ok(())
     }
 
+    // An exchange on x86-64, where it is cheaper than a fence behind the store.
+    #[inline]
+    fn store_first(&mut self, word: usize, value: u64) -> Result<(), NotMapped> {
+        self.word(word)?.store(value, SeqCst);
+        Ok(())
+    }
+
     // Relaxed: an old value is as good as a new one, but for having to look more often.
     #[inline]
     fn recall(&self, word: usize) -> Option<u64> {
@@ -336,6 +343,12 @@ impl<R: FnMut(usize) -> Result<(), NotMapped>> Memory for WithBells<'_, R> {
     fn store(&mut self, word: usize, value: u64) -> Result<(), NotMapped> {
         let mut arena = self.arena;
         arena.store(word, value)
+    }
+
+    #[inline]
+    fn store_first(&mut self, word: usize, value: u64) -> Result<(), NotMapped> {
+        let mut arena = self.arena;
+        arena.store_first(word, value)
     }
 
     #[inline]

@@ -487,7 +487,8 @@ pub(crate) fn discard<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result
         memory.store(words::state(slot), State::word(Kind::Leaving, me, position))?;
         free_blocks(memory, slot)?;
     }
-    memory.store(words::state(slot), State::word(Kind::Done, 0, position))
+    // First: whoever joins or waits at a closed queue is looked for afterwards.
+    memory.store_first(words::state(slot), State::word(Kind::Done, 0, position))
 }
 
 /// Gives up a slot that we claimed and did not link.

@@ -80,7 +80,8 @@ fn stand_up<M: Bells>(memory: &mut M, client: u32) -> Result<(), M::Stop> {
         for what in [For::Item, For::Room, For::Done] {
             wait::end(memory, seat, what)?;
         }
-        memory.store(words::owed(seat), 0)?;
+        // First: whoever joins is looked for afterwards.
+        memory.store_first(words::owed(seat), 0)?;
         memory.store(words::owner(seat), 0)?;
     }
     Ok(())
