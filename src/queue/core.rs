@@ -390,8 +390,6 @@ impl Core {
         let slot = match deal::take(&mut hand, local.me, near)? {
             Got::Slot(slot) => slot,
             Got::Empty => return Ok(None),
-            // An item that somebody has may come back.
-            Got::Closed if self.leases && steps::is_any_out(&mut hand)? => return Ok(None),
             Got::Closed => return Err(Trouble::Closed),
         };
         let taken = Taken {
@@ -699,7 +697,7 @@ impl Taken {
             if let Some(slot) = self.slot.take() {
                 self.forget_fds(slot)?;
                 let mut hand = self.core.hand(local);
-                deal::leave(&mut hand, local.me, local.seat, slot, self.core.leases)?;
+                deal::leave(&mut hand, local.me, local.seat, slot)?;
             }
             decode(bytes).map_err(Trouble::Codec)
         })

@@ -527,3 +527,26 @@ impl<'de> Deserialize<'de> for ReceivedEnd {
         fds::deserialize(deserializer).map(Self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_comes_when_nobody_has_an_item_that_may_come_back() {
+        let queue = AsyncQueue::unbounded().unwrap();
+        queue.try_put(1).unwrap();
+        queue.close();
+        let taken = queue.core.try_take().unwrap();
+
+        assert!(matches!(queue.try_get(), Err(GetError::Empty)));
+        let mut waits = Box::pin(queue.get());
+        assert!(poll!(waits.as_mut()).is_pending());
+        drop(taken);
+
+        assert_eq!(waits.await.unwrap(), 1);
+        assert!(matches!(queue.get().await, Err(GetError::Closed)));
+    }
+}

@@ -28,10 +28,15 @@ pub(crate) fn put<M: Bells>(
     Ok(put)
 }
 
-/// Takes the first item, and wakes whoever should look.
+/// Takes the first item, and wakes whoever should look. The end has come when nobody has an item in
+/// hand either.
 #[inline]
 pub(crate) fn take<M: Bells>(memory: &mut M, me: u32, near: usize) -> Result<Got, M::Stop> {
     let got = steps::take(memory, me)?;
+    if got == Got::Closed && steps::is_any_out(memory)? {
+        // An item that somebody has may come back.
+        return Ok(Got::Empty);
+    }
     if let Got::Slot(_) = got {
         if memory.load(LIMIT)? != 0 {
             wait::serve_any(memory, For::Room, near)?;
@@ -57,13 +62,9 @@ pub(crate) fn leave<M: Bells>(
     me: u32,
     seat: usize,
     slot: usize,
-    leases: bool,
 ) -> Result<(), M::Stop> {
     steps::leave(memory, me, seat, slot)?;
-    if leases {
-        tell_the_last(memory)?;
-    }
-    Ok(())
+    tell_the_last(memory)
 }
 
 /// The item that we have leased is done with.
@@ -103,6 +104,7 @@ pub(crate) fn end_wait<M: Bells>(memory: &mut M, seat: usize, what: For) -> Resu
 }
 
 /// Who waits at a closed queue for what might have come back may wait in vain now.
+#[inline]
 fn tell_the_last<M: Bells>(memory: &mut M) -> Result<(), M::Stop> {
     if wait::is_any(memory, For::Item)? && steps::is_closed(memory)? {
         wait::wake_all(memory, For::Item)?;

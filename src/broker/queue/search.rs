@@ -290,6 +290,15 @@ impl Replay<'_> {
             self.world.taken[producer] = number;
             self.world.queued.retain(|item| *item != (producer, number));
         }
+        let leaves = matches!(before.kind, Kind::Reading | Kind::Leaving);
+        if leaves && after.kind == Kind::Done && self.client.is_some() {
+            let item = self.world.items[slot];
+            if self.world.got.contains(&item) {
+                self.fail("an item was got twice");
+            }
+            self.world.got.push(item);
+            self.world.got.sort_unstable();
+        }
     }
 
     /// Sleeps until the bell rings.
@@ -457,22 +466,19 @@ fn line(m: &mut Replay<'_>, client: usize, op: Op) -> Result<(), Stopped> {
                 Ok((got != Got::Empty).then_some(got))
             })?;
             let Got::Slot(slot) = got else {
+                let in_hand = |slot: usize| {
+                    let state = State::of(m.world.words[place(words::state(slot))]);
+                    matches!(state.kind, Kind::Full | Kind::Reading | Kind::Returned)
+                };
+                if m.fresh && (0..SLOTS).any(in_hand) {
+                    m.fail("the end came before the last item");
+                }
                 return Ok(());
             };
             if op == PutBack {
                 return deal::put_back(m, slot, 0);
             }
-            let item = m.world.items[slot];
-            let had = m.at;
-            deal::leave(m, me, client, slot, false)?;
-            // With the last of its steps, and once.
-            if m.fresh && m.at == m.log.len() && m.at > had {
-                if m.world.got.contains(&item) {
-                    m.fail("an item was got twice");
-                }
-                m.world.got.push(item);
-                m.world.got.sort_unstable();
-            }
+            deal::leave(m, me, client, slot)?;
         }
         Done => drop(deal::done(m, client)?),
         Join => wait_for(m, client, For::Done, None, |m| {
@@ -704,10 +710,11 @@ impl World {
             .filter(|i| in_the_middle(*i, &[Get, PutBack]))
             .count();
         let returned = returned && n_got_half == 0;
-        let has_item = self.queued.iter().any(|item| is_put(&item)) || returned || is_closed;
+        let out = (0..SLOTS).any(|slot| matches!(state(slot).kind, Kind::Reading | Kind::Leased));
+        let is_over = is_closed && !out;
+        let has_item = self.queued.iter().any(|item| is_put(&item)) || returned || is_over;
         let has_room = limit == 0 || self.queued.len() + n_got_half < limit || is_closed;
         let owed: u64 = (0..self.clients.len()).map(|i| word(words::owed(i))).sum();
-        let out = (0..SLOTS).any(|slot| matches!(state(slot).kind, Kind::Reading | Kind::Leased));
         let is_done = self.queued.is_empty() && !returned && !out && owed == 0;
         for (i, client) in self.clients.iter().enumerate() {
             if client.life != Life::Runs {
@@ -843,6 +850,7 @@ fn every_order_of_puts_and_gets_is_right() {
         World::new(0, &[&[Op::Put], &[Close]]),
         World::new(0, &[&[Close], &[Get]]),
         World::new(0, &[&[PutLarge], &[Get]]),
+        World::new(0, &[&[Op::Put, Close, PutBack], &[Get]]),
     ];
     let large = vec![
         two_put(1),
@@ -853,6 +861,7 @@ fn every_order_of_puts_and_gets_is_right() {
         World::new(0, &[&[Op::Put], &[Op::Put], &[Get]]),
         World::new(1, &[&[Op::Put], &[Op::Put], &[Get]]),
         World::new(0, &[&[Op::Put], &[Get], &[Close]]),
+        World::new(0, &[&[Op::Put, Close, Get], &[Get], &[Get]]),
     ];
     search_all(small, large);
 }
@@ -869,6 +878,7 @@ fn every_kill_leaves_it_right() {
         World::new(0, &[&[PutLarge], &[Get]]).budget(1, 0, 0),
         World::new(0, &[&[Op::Put, PutBack], &[Get]]).budget(1, 0, 0),
         World::new(0, &[&[Close], &[Get]]).budget(1, 0, 0),
+        World::new(0, &[&[Op::Put, Close, Get], &[Get]]).budget(1, 0, 0),
         World::new(0, &[&[Op::Put, Get, Done], &[Join]]).budget(1, 0, 0),
         two_get().budget(1, 0, 0),
     ];

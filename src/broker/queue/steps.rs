@@ -662,7 +662,8 @@ pub(crate) fn is_closed<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
     }
 }
 
-/// Whether an item could be got now, so that somebody who waits for one should look.
+/// Whether an item could be got now, or the end be seen, so that somebody who waits for one should
+/// look.
 #[inline]
 pub(crate) fn has_item<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
     if memory.load(RETURNS)? != memory.load(RETURNS_SEEN)? {
@@ -670,6 +671,10 @@ pub(crate) fn has_item<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
     }
     let head = memory.load(HEAD)?;
     let next = memory.load(words::next(words::slot(head)))?;
+    if words::is_closed(next) && words::position(next) == words::position(head) {
+        // What comes back is counted among the returns.
+        return Ok(!is_any_out(memory)?);
+    }
     Ok(words::position(next) != words::position(head) || !words::is_end(next))
 }
 
