@@ -287,6 +287,15 @@ impl Core {
         steps::has_room(&mut self.arena()).unwrap_or(true)
     }
 
+    /// Tells the broker that nobody wants the descriptors of an item any more, which leaves.
+    fn forget_fds(&self, slot: usize) {
+        // It fails only where memory that was used cannot be mapped any more.
+        if let Ok(key) = { self.arena() }.load(words::key(slot)) {
+            self.object
+                .say(Says::Forget((key >> 32) as u32, key as u32));
+        }
+    }
+
     /// Encodes a value into a slot of the queue that nobody else sees.
     pub(super) fn fill<T: Serialize + ?Sized>(
         self: &Arc<Self>,
@@ -649,7 +658,7 @@ impl Taken {
     /// How many bytes the item has, and how many descriptors belong to it.
     fn len(&self, slot: usize) -> Result<(usize, usize), Trouble> {
         let word = { self.core.arena() }.load(words::len(slot))?;
-        Ok(((word & 0xffff_ffff_ffff) as usize, (word >> 48) as usize))
+        Ok(((word & 0xffff_ffff_ffff) as usize, words::n_fds(word)))
     }
 
     /// Asks the broker for the item's descriptors, if it has any.
@@ -695,9 +704,9 @@ impl Taken {
             self.read(bytes)?;
             let local = self.core.local()?;
             if let Some(slot) = self.slot.take() {
-                self.forget_fds(slot)?;
-                let mut hand = self.core.hand(local);
-                deal::leave(&mut hand, local.me, local.seat, slot)?;
+                let core = &self.core;
+                let let_go = || core.forget_fds(slot);
+                deal::leave(&mut core.hand(local), local.me, local.seat, slot, let_go)?;
             }
             decode(bytes).map_err(Trouble::Codec)
         })
@@ -737,15 +746,6 @@ impl Taken {
         }
         Ok(())
     }
-
-    fn forget_fds(&self, slot: usize) -> Result<(), Trouble> {
-        if self.len(slot)?.1 > 0 {
-            let key = { self.core.arena() }.load(words::key(slot))?;
-            let says = Says::Forget((key >> 32) as u32, key as u32);
-            self.core.object.say(says);
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Taken {
@@ -775,9 +775,13 @@ impl Leased {
         let Some(slot) = self.0.slot.take() else {
             return Ok(());
         };
-        self.0.forget_fds(slot)?;
         let core = &self.0.core;
-        let mut hand = core.hand(local);
-        Ok(deal::settle_lease(&mut hand, local.me, slot)?)
+        let let_go = || core.forget_fds(slot);
+        Ok(deal::settle_lease(
+            &mut core.hand(local),
+            local.me,
+            slot,
+            let_go,
+        )?)
     }
 }

@@ -55,21 +55,28 @@ pub(crate) fn put_back<M: Bells>(memory: &mut M, slot: usize, near: usize) -> Re
     wait::serve_any(memory, For::Item, near)
 }
 
-/// We have got the item whose slot we took: `seat` owes that it is done with.
+/// We have got the item whose slot we took: `seat` owes that it is done with. For `let_go` see
+/// [`steps::discard`].
 #[inline]
 pub(crate) fn leave<M: Bells>(
     memory: &mut M,
     me: u32,
     seat: usize,
     slot: usize,
+    let_go: impl FnOnce(),
 ) -> Result<(), M::Stop> {
-    steps::leave(memory, me, seat, slot)?;
+    steps::leave(memory, me, seat, slot, let_go)?;
     tell_the_last(memory)
 }
 
-/// The item that we have leased is done with.
-pub(crate) fn settle_lease<M: Bells>(memory: &mut M, me: u32, slot: usize) -> Result<(), M::Stop> {
-    steps::discard(memory, me, slot)?;
+/// The item that we have leased is done with. For `let_go` see [`steps::discard`].
+pub(crate) fn settle_lease<M: Bells>(
+    memory: &mut M,
+    me: u32,
+    slot: usize,
+    let_go: impl FnOnce(),
+) -> Result<(), M::Stop> {
+    steps::discard(memory, me, slot, let_go)?;
     wait::serve_any(memory, For::Done, 0)?;
     tell_the_last(memory)
 }
@@ -110,4 +117,46 @@ fn tell_the_last<M: Bells>(memory: &mut M) -> Result<(), M::Stop> {
         wait::wake_all(memory, For::Item)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::broker::memory::Memory;
+    use crate::broker::queue::arena::{Arena, WithBells};
+    use crate::broker::queue::sweep;
+    use crate::broker::queue::words::{self, Kind, State};
+
+    #[test]
+    fn an_item_whose_descriptors_are_let_go_is_never_put_back() {
+        let arena = Arena::open(Arc::new(Arena::create().unwrap())).unwrap();
+        let mut memory = WithBells {
+            arena: &arena,
+            ring: |_| Ok(()),
+        };
+        steps::create(&mut memory, 0, false).unwrap();
+        let slot = steps::claim(&mut memory, 1, 0).unwrap().unwrap();
+        memory.store(words::key(slot), 77).unwrap();
+        memory.store(words::len(slot), 1 << 48).unwrap();
+        put(&mut memory, 1, slot, 0).unwrap();
+        assert_eq!(take(&mut memory, 2, 0).unwrap(), Got::Slot(slot));
+
+        let mut keys = Vec::new();
+        leave(&mut memory, 2, 0, slot, || {
+            // Killed here.
+            let ring = |_| Ok(());
+            let mut memory = WithBells {
+                arena: &arena,
+                ring,
+            };
+            sweep::sweep(&mut memory, 2, &mut keys).unwrap();
+            assert_eq!(take(&mut memory, 3, 0).unwrap(), Got::Empty);
+        })
+        .unwrap();
+
+        let state = State::of(memory.load(words::state(slot)).unwrap());
+        assert_eq!((state.kind, keys), (Kind::Done, vec![77]));
+    }
 }

@@ -4,7 +4,7 @@
 //! the item's slot. Whoever takes the item asks for them and gets copies; they are dropped when the
 //! item has left the queue. So a consumer that dies in between takes nothing along.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,11 +27,36 @@ pub(crate) struct Wanted {
 #[derive(Debug, Default)]
 pub(crate) struct Keep {
     deposits: HashMap<u64, Fds>,
+    /// What has come of each client that is alive.
+    come: HashMap<u32, Come>,
     wanted: Vec<(u64, Wanted)>,
     /// When to look after sleepers that were woken.
     pub(crate) patrol: Option<Duration>,
     /// How many kinds of handles there still are: 2, or less when a pipe has hung up.
     pub(crate) n_ends: u32,
+}
+
+/// Which numbers of a client have come; they begin at 1, and threads may overtake each other.
+#[derive(Debug, Default)]
+struct Come {
+    /// All up to this one.
+    up_to: u32,
+    beyond: HashSet<u32>,
+}
+
+impl Come {
+    fn insert(&mut self, number: u32) {
+        self.beyond.insert(number);
+        while self.beyond.remove(&self.up_to.wrapping_add(1)) {
+            self.up_to = self.up_to.wrapping_add(1);
+        }
+    }
+
+    fn contains(&self, number: u32) -> bool {
+        // Numbers come round again.
+        let later = number.wrapping_sub(self.up_to).cast_signed();
+        later <= 0 || self.beyond.contains(&number)
+    }
 }
 
 /// The key of a deposit: who made it, and its number there.
@@ -54,12 +79,20 @@ impl Keep {
             .map(|(_, wanted)| (wanted, fds.clone()))
             .collect();
         self.deposits.insert(key, fds);
+        let come = self.come.entry(client_of(key)).or_default();
+        come.insert(key as u32);
         answers
     }
 
     /// Descriptors that have come.
     pub(crate) fn look_up(&self, key: u64) -> Option<Fds> {
         self.deposits.get(&key).cloned()
+    }
+
+    /// Whether they have come, and been forgotten if they are not to be found.
+    pub(crate) fn has_come(&self, key: u64) -> bool {
+        let come = self.come.get(&client_of(key));
+        come.is_some_and(|come| come.contains(key as u32))
     }
 
     /// Somebody wants descriptors that are still on their way.
@@ -74,8 +107,31 @@ impl Keep {
 
     /// A process is gone: nothing of it is still on its way. Who waits for it in vain.
     pub(crate) fn gone(&mut self, client: u32) -> Vec<Wanted> {
+        self.come.remove(&client);
         let of_client = |(key, _): &mut (u64, Wanted)| client_of(*key) == client;
         let lost = self.wanted.extract_if(.., of_client);
         lost.map(|(_, wanted)| wanted).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_forgotten_is_not_expected_any_more() {
+        let mut keep = Keep::default();
+        assert!(!keep.has_come(key(7, 1)));
+
+        for number in [1, 3] {
+            let _ = keep.deposit(key(7, number), Fds::new());
+            keep.forget(key(7, number));
+        }
+
+        let come = [1, 2, 3, 4].map(|number| keep.has_come(key(7, number)));
+        assert_eq!(come, [true, false, true, false]);
+        let _ = keep.deposit(key(7, 2), Fds::new());
+        let come = [1, 2, 3, 4].map(|number| keep.has_come(key(7, number)));
+        assert_eq!(come, [true, true, true, false]);
     }
 }

@@ -478,7 +478,7 @@ fn line(m: &mut Replay<'_>, client: usize, op: Op) -> Result<(), Stopped> {
             if op == PutBack {
                 return deal::put_back(m, slot, 0);
             }
-            deal::leave(m, me, client, slot)?;
+            deal::leave(m, me, client, slot, || ())?;
         }
         Done => drop(deal::done(m, client)?),
         Join => wait_for(m, client, For::Done, None, |m| {

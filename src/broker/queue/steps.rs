@@ -459,32 +459,44 @@ pub(crate) fn n_slots<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
     Ok(memory.load(SLOTS)?.min(MOST as u64) as usize)
 }
 
-/// We have got the item whose slot we took: `seat` owes that it is done with.
+/// We have got the item whose slot we took: `seat` owes that it is done with. For `let_go` see
+/// [`discard`].
 #[inline]
 pub(crate) fn leave<M: Memory>(
     memory: &mut M,
     me: u32,
     seat: usize,
     slot: usize,
+    let_go: impl FnOnce(),
 ) -> Result<(), M::Stop> {
     let owes_first = !memory.breaks(Rule::QueueOwesBeforeLeaving);
     if owes_first {
         owe(memory, seat)?;
     }
-    discard(memory, me, slot)?;
+    discard(memory, me, slot, let_go)?;
     if !owes_first {
         owe(memory, seat)?;
     }
     Ok(())
 }
 
-/// Gives up a slot of ours and the item in it.
+/// Gives up a slot of ours and the item in it. `let_go` gives up the descriptors that belong to it,
+/// if there are any.
 #[inline]
-pub(crate) fn discard<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result<(), M::Stop> {
+pub(crate) fn discard<M: Memory>(
+    memory: &mut M,
+    me: u32,
+    slot: usize,
+    let_go: impl FnOnce(),
+) -> Result<(), M::Stop> {
     let position = State::of(memory.load(words::state(slot))?).position;
-    if memory.load(words::chain(slot))? != 0 {
-        // From here on the item cannot be put back.
+    let has_fds = words::n_fds(memory.load(words::len(slot))?) > 0;
+    if has_fds || memory.load(words::chain(slot))? != 0 {
+        // From here on the item cannot be put back, as it is no longer whole.
         memory.store(words::state(slot), State::word(Kind::Leaving, me, position))?;
+        if has_fds {
+            let_go();
+        }
         free_blocks(memory, slot)?;
     }
     // First: whoever joins or waits at a closed queue is looked for afterwards.

@@ -134,6 +134,11 @@ pub(crate) fn next(slot: usize) -> usize {
 pub(crate) fn len(slot: usize) -> usize {
     slot_at(slot) / 8 + 2
 }
+/// How many descriptors, according to such a word.
+#[inline]
+pub(crate) fn n_fds(len: u64) -> usize {
+    (len >> 48) as usize
+}
 /// The first block, plus one; 0: the item lies in the slot.
 #[inline]
 pub(crate) fn chain(slot: usize) -> usize {

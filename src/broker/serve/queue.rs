@@ -125,6 +125,9 @@ impl Broker {
                 let key = keep::key(of, number);
                 if let Some(fds) = keep.look_up(key) {
                     self.send(wanted, fds);
+                } else if keep.has_come(key) {
+                    // Whoever forgot them has had the item, and died before it could say so.
+                    self.send(wanted, Fds::new());
                 } else if object.members.contains_key(&of) {
                     keep.expect(key, wanted);
                 } else {
@@ -161,7 +164,7 @@ impl Broker {
             };
             if let Some(fds) = keep.look_up(key) {
                 self.send(wanted, fds);
-            } else if object.members.contains_key(&keep::client_of(key)) {
+            } else if object.members.contains_key(&keep::client_of(key)) && !keep.has_come(key) {
                 keep.expect(key, wanted);
             } else {
                 self.send(wanted, Fds::new());
