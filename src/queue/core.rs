@@ -276,8 +276,9 @@ impl Core {
         })
     }
 
+    /// Whether the creator is there.
     #[inline]
-    fn check(&self) -> Result<(), Trouble> {
+    pub(super) fn check(&self) -> Result<(), Trouble> {
         self.object.me()?;
         Ok(())
     }

@@ -395,7 +395,11 @@ async fn put<T: Serialize>(core: &Arc<Core>, item: T) -> Result<(), PutError<T>>
 
 fn try_put<T: Serialize>(core: &Arc<Core>, item: T) -> Result<(), PutError<T>> {
     if !core.has_room() {
-        return Err(PutError::Full(item));
+        // Also if nobody will ever make room.
+        return Err(match core.check() {
+            Ok(()) => PutError::Full(item),
+            Err(trouble) => put_error(item, trouble),
+        });
     }
     let put = core
         .fill(&item)

@@ -370,6 +370,11 @@ pub(crate) async fn the_creators_death_is_an_error_for_all(by: By) {
         matches!(refused, Err(PutError::CreatorGone(3))),
         "{refused:?}"
     );
+    let refused = queue.try_put(4);
+    assert!(
+        matches!(refused, Err(PutError::CreatorGone(4))),
+        "{refused:?}"
+    );
     assert!(matches!(
         soon(queue.get()).await,
         Err(GetError::CreatorGone(_))
