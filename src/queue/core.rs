@@ -702,14 +702,17 @@ impl Taken {
         decode: impl FnOnce(&[u8]) -> Result<R, String>,
     ) -> Result<R, Trouble> {
         with_scratch(|bytes| {
-            self.read(bytes)?;
+            let is_whole = self.read(bytes)?;
             let local = self.core.local()?;
             if let Some(slot) = self.slot.take() {
                 let core = &self.core;
                 let let_go = || core.forget_fds(slot);
                 deal::leave(&mut core.hand(local), local.me, local.seat, slot, let_go)?;
             }
-            decode(bytes).map_err(Trouble::Codec)
+            let mut unseen = Unseen(Some(&self.core));
+            let value = decode_whole(is_whole, bytes, decode)?;
+            unseen.0 = None;
+            Ok(value)
         })
     }
 
@@ -719,33 +722,60 @@ impl Taken {
         decode: impl FnOnce(&[u8]) -> Result<R, String>,
     ) -> Result<(R, Leased), Trouble> {
         with_scratch(|bytes| {
-            self.read(bytes)?;
+            let is_whole = self.read(bytes)?;
             let local = self.core.local()?;
             if let Some(slot) = self.slot {
                 steps::lease(&mut self.core.arena(), local.me, slot)?;
             }
-            let leased = Leased(self);
-            match decode(bytes) {
-                Ok(value) => Ok((value, leased)),
-                Err(error) => {
-                    // It would be so for the next one as well.
-                    leased.done()?;
-                    Err(Trouble::Codec(error))
-                }
-            }
+            let mut unseen = UnseenLease(Some(Leased(self)));
+            let value = decode_whole(is_whole, bytes, decode)?;
+            let leased = unseen.0.take().ok_or(Trouble::Closed)?;
+            Ok((value, leased))
         })
     }
 
-    fn read(&self, bytes: &mut Vec<u8>) -> Result<(), Trouble> {
+    /// False if somebody has scribbled over the item.
+    fn read(&self, bytes: &mut Vec<u8>) -> Result<bool, Trouble> {
         let Some(slot) = self.slot else {
-            return Ok(());
+            return Ok(true);
         };
         let (len, _) = self.len(slot)?;
-        if !self.core.arena().read(slot, len, bytes)? {
-            let scribbled = "somebody has scribbled over the queue's memory";
-            return Err(Trouble::Codec(scribbled.to_owned()));
+        Ok(self.core.arena().read(slot, len, bytes)?)
+    }
+}
+
+fn decode_whole<R>(
+    is_whole: bool,
+    bytes: &[u8],
+    decode: impl FnOnce(&[u8]) -> Result<R, String>,
+) -> Result<R, Trouble> {
+    if !is_whole {
+        let scribbled = "somebody has scribbled over the queue's memory";
+        return Err(Trouble::Codec(scribbled.to_owned()));
+    }
+    decode(bytes).map_err(Trouble::Codec)
+}
+
+/// An item that was got and not decoded yet. If that fails or panics, it is done with, as nobody has
+/// got anything that he could report.
+struct Unseen<'a>(Option<&'a Core>);
+
+impl Drop for Unseen<'_> {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.take() {
+            let _ = core.done();
         }
-        Ok(())
+    }
+}
+
+/// The same for a lease: what one cannot decode would be so for the next one as well.
+struct UnseenLease(Option<Leased>);
+
+impl Drop for UnseenLease {
+    fn drop(&mut self) {
+        if let Some(leased) = self.0.take() {
+            let _ = leased.done();
+        }
     }
 }
 

@@ -458,3 +458,49 @@ fn a_lease_that_is_done_ends_a_join_that_is_about_to_sleep() {
     }
     joins.join().unwrap();
 }
+
+/// What can be put and not be got: decoding it fails, or panics.
+#[derive(Debug)]
+struct Poison {
+    panics: bool,
+}
+
+impl Serialize for Poison {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.panics.serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Poison {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        assert!(!bool::deserialize(deserializer)?, "on purpose");
+        Err(serde::de::Error::custom("poison"))
+    }
+}
+
+#[tokio::test]
+async fn an_item_that_cannot_be_decoded_counts_as_done() {
+    let plain = AsyncQueue::unbounded().unwrap();
+    let leases = AsyncQueue::builder().leases().build().unwrap();
+    for queue in [plain, leases] {
+        for panics in [false, true] {
+            queue.try_put(Poison { panics }).unwrap();
+            let gets = tokio::spawn({
+                let queue = queue.clone();
+                async move {
+                    match queue.get_leased().await {
+                        Err(GetError::NoLeases) => queue.get().await.err(),
+                        leased => leased.err(),
+                    }
+                }
+            });
+
+            let refused = soon(gets).await;
+
+            assert_eq!(refused.is_err(), panics);
+            assert!(panics || matches!(refused, Ok(Some(GetError::Decode(_)))));
+            soon(queue.join()).await.unwrap();
+            assert!(queue.is_empty());
+        }
+    }
+}
