@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use futures::stream;
+use futures::{StreamExt, stream};
 use serde::de::DeserializeOwned;
 
 use super::QueueReceiver;
@@ -14,6 +14,7 @@ use crate::error::GetError;
 /// The items of a queue; it ends when the queue is closed and everything has been got.
 ///
 /// An item that cannot be decoded is an error and the stream goes on; after any other error it ends.
+/// After its end it stays at its end.
 /// Dropping it loses no item.
 ///
 /// # Examples
@@ -49,7 +50,7 @@ impl<T: DeserializeOwned + Send + 'static> QueueStream<T> {
             }
         });
         Self {
-            items: Box::pin(items),
+            items: Box::pin(items.fuse()),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use serde::Serialize;
 use tokio_multiprocess::{
     AsyncQueue, GetError, Process, PutError, QueueReceiver, QueueSender, TaskDoneError,
@@ -503,4 +504,15 @@ async fn an_item_that_cannot_be_decoded_counts_as_done() {
             assert!(queue.is_empty());
         }
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_has_ended_stays_so() {
+    let queue = AsyncQueue::unbounded().unwrap();
+    queue.try_put(1).unwrap();
+    let mut stream = queue.into_stream();
+
+    assert_eq!(soon(stream.next()).await.unwrap().unwrap(), 1);
+    assert!(soon(stream.next()).await.is_none());
+    assert!(soon(stream.next()).await.is_none());
 }
