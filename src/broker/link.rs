@@ -469,9 +469,11 @@ impl Link {
         &self.bell
     }
 
-    /// Sleeps until an answer may have come for a wait with [`Wake::Futex`].
-    pub(crate) fn sleep(&self, (slot, _): Place) {
-        futex::wait(self.mailbox.word32(slot as usize * 8), slot::asleep());
+    /// Sleeps until an answer may have come for a wait with [`Wake::Futex`], so long at most if there is
+    /// a limit.
+    pub(crate) fn sleep(&self, (slot, _): Place, most: Option<Duration>) {
+        let word = self.mailbox.word32(slot as usize * 8);
+        futex::wait_for(word, slot::asleep(), most);
     }
 
     fn slot(&self, slot: u32) -> &AtomicU64 {

@@ -1,6 +1,7 @@
 //! A wait under way, and what becomes of it when it is given up.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::broker::link::Link;
 use crate::broker::memory::{Answer, Memory, Rule};
@@ -52,7 +53,24 @@ impl Waiting {
             if let Some(answer) = self.look() {
                 return answer;
             }
-            self.link.sleep(self.place);
+            self.link.sleep(self.place, None);
+        }
+    }
+
+    /// The same until a time. Nothing when it has come: then the wait is given up.
+    pub(crate) fn answer_blocking_until(
+        mut self,
+        until: Instant,
+    ) -> Result<Option<Answer>, CreatorGone> {
+        loop {
+            if let Some(answer) = self.look() {
+                return answer.map(Some);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.link.sleep(self.place, Some(left));
         }
     }
 
@@ -69,7 +87,7 @@ impl Waiting {
             if let Some(answer) = self.peek() {
                 return answer;
             }
-            self.link.sleep(self.place);
+            self.link.sleep(self.place, None);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Instant;
 
 use crate::broker::layout;
 use crate::broker::memory::{Memory, Rule};
@@ -68,8 +69,8 @@ impl Vigil {
         link.bell().listen(|| self.look()).await
     }
 
-    /// The same for a thread.
-    pub(crate) fn notified_blocking(&self) -> Result<(), CreatorGone> {
+    /// The same for a thread, until a time if there is a limit.
+    pub(crate) fn notified_blocking(&self, until: Option<Instant>) -> Result<(), CreatorGone> {
         if self.is_notified_soon() {
             return Ok(());
         }
@@ -77,8 +78,12 @@ impl Vigil {
             if let Some(over) = self.look() {
                 return over;
             }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(());
+            }
             let expected = (self.place.asleep() >> 32) as u32;
-            futex::wait(self.half(), expected);
+            futex::wait_for(self.half(), expected, left);
         }
     }
 

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -278,18 +278,57 @@ impl Condition {
     ///
     /// # Panics
     ///
-    /// As for [`wait`](Self::wait).
+    /// When the guard is of another lock, or an [`RLockGuard`] that [has no lock](RLockGuard::has_lock).
     pub fn blocking_wait<G: Guard>(&self, guard: G) -> Result<G, CreatorGone> {
         let (rest, held) = self.split(guard);
         if let Some(vigil) = Vigil::begin(&self.object, self.index, Wake::Futex)? {
             drop(held);
-            vigil.notified_blocking()?;
+            vigil.notified_blocking(None)?;
             let held = Held::lock_blocking(&self.object)?;
             vigil.take();
             return Ok(G::join(rest, held));
         }
         let answer = self.begin(held, Wake::Futex)?.answer_blocking()?;
         Ok(G::join(rest, Held::granted(&self.object, answer)?))
+    }
+
+    /// Like [`wait_timeout`](Self::wait_timeout), but puts the thread to sleep. For code outside a
+    /// runtime.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Panics
+    ///
+    /// When the guard is of another lock, or an [`RLockGuard`] that [has no lock](RLockGuard::has_lock).
+    pub fn blocking_wait_timeout<G: Guard>(
+        &self,
+        guard: G,
+        timeout: Duration,
+    ) -> Result<(G, bool), CreatorGone> {
+        let Some(until) = Instant::now().checked_add(timeout) else {
+            // Later than there is time.
+            return Ok((self.blocking_wait(guard)?, true));
+        };
+        let (rest, held) = self.split(guard);
+        if let Some(vigil) = Vigil::begin(&self.object, self.index, Wake::Futex)? {
+            drop(held);
+            vigil.notified_blocking(Some(until))?;
+            let held = Held::lock_blocking(&self.object)?;
+            // With the lock in hand, as one may have come since.
+            let is_notified = vigil.take();
+            return Ok((G::join(rest, held), is_notified));
+        }
+        let waiting = self.begin(held, Wake::Futex)?;
+        let answer = waiting.answer_blocking_until(until)?;
+        let is_notified = answer.is_some();
+        let held = match answer {
+            Some(answer) => Held::granted(&self.object, answer)?,
+            // A notification that came too late has been passed on.
+            None => Held::lock_blocking(&self.object)?,
+        };
+        Ok((G::join(rest, held), is_notified))
     }
 
     /// Wakes one waiter, which goes on when it has the lock. Nothing is remembered if nobody waits.
@@ -318,7 +357,8 @@ impl Condition {
         self.notify(usize::MAX);
     }
 
-    /// How many wait. Exact for a holder of the lock, else a snapshot.
+    /// How many wait. For a holder of the lock it is exact, but that those who have just given up may be
+    /// counted still; for others it is a snapshot.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
         let n_queued = layout::n_waiting(self.object.region(), self.index);

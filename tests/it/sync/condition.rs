@@ -149,3 +149,47 @@ async fn guards_say_so_when_a_dropped_wait_has_left_them_without_the_lock() {
 
     let _ = condition.wait(outer).await;
 }
+
+/// With so many others that wait at the condition already.
+async fn blocking_waits_with_a_timeout(n_others: usize) {
+    let lock = Lock::new().unwrap();
+    let condition = Condition::new(&lock).unwrap();
+    let mut others = Vec::new();
+    for _ in 0..n_others {
+        let guard = soon(lock.lock()).await.unwrap();
+        let mut other = Box::pin(condition.wait(guard));
+        assert!(futures::poll!(other.as_mut()).is_pending());
+        others.push(other);
+    }
+    drop(once_waiting(&lock, &condition, n_others).await);
+
+    let guard = lock.blocking_lock().unwrap();
+    let short = condition.blocking_wait_timeout(guard, Duration::from_millis(1));
+    let (guard, is_notified) = short.unwrap();
+    assert!(!is_notified && lock.try_lock().is_err());
+    drop(guard);
+    drop(once_waiting(&lock, &condition, n_others).await);
+
+    drop(others);
+    drop(once_waiting(&lock, &condition, 0).await);
+    for timeout in [Duration::from_secs(60), Duration::MAX] {
+        let guard = lock.blocking_lock().unwrap();
+        let notifier = std::thread::spawn({
+            let (lock, condition) = (lock.clone(), condition.clone());
+            move || {
+                let _guard = lock.blocking_lock().unwrap();
+                condition.notify_one();
+            }
+        });
+        let (guard, is_notified) = condition.blocking_wait_timeout(guard, timeout).unwrap();
+        assert!(is_notified && lock.try_lock().is_err());
+        drop(guard);
+        notifier.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_thread_that_waits_with_a_timeout_has_the_lock_again() {
+    blocking_waits_with_a_timeout(0).await;
+    blocking_waits_with_a_timeout(20).await;
+}
