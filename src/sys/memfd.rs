@@ -14,6 +14,7 @@ use bytemuck::Pod;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::sys::pieces;
 
@@ -33,14 +34,7 @@ unsafe impl Sync for Region {}
 impl Region {
     /// Makes a file of `len` zero bytes that can neither shrink nor grow, and maps it.
     pub(crate) fn create(name: &CStr, len: NonZeroUsize) -> io::Result<(Self, OwnedFd)> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = memfd_create(name, flags)?;
-        let size = i64::try_from(len.get()).map_err(io::Error::other)?;
-        nix::unistd::ftruncate(&file, size)?;
-        fcntl(
-            &file,
-            FcntlArg::F_ADD_SEALS(size_seals() | SealFlag::F_SEAL_SEAL),
-        )?;
+        let file = Self::create_sparse(name, len)?;
         Ok((Self::map_unchecked(&file, len)?, file))
     }
 
@@ -50,6 +44,11 @@ impl Region {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = memfd_create(name, flags)?;
         let size = i64::try_from(len.get()).map_err(io::Error::other)?;
+        // Beyond this limit the kernel does not only refuse: it sends a signal that ends the process.
+        let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+        if len.get() as u64 > limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         nix::unistd::ftruncate(&file, size)?;
         fcntl(
             &file,

@@ -1,10 +1,11 @@
-//! What becomes of objects whose creator has no descriptors left.
+//! What becomes of objects whose creator has reached a limit of the system.
 
 use std::fs::File;
+use std::io::ErrorKind;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_multiprocess::sync::Lock;
-use tokio_multiprocess::{AsyncPipe, Process};
+use tokio_multiprocess::{AsyncPipe, AsyncQueue, Process};
 
 use crate::alone::alone;
 use crate::soon;
@@ -91,6 +92,19 @@ fn who_gets_a_lock_when_its_creator_has_no_files_left_is_let_in_when_it_has() {
         for (.., lock) in &children {
             assert!(soon(lock.lock()).await.unwrap().recovered());
         }
+        hand_over(&Lock::new().unwrap()).await;
+    });
+}
+
+#[test]
+fn an_object_beyond_the_limit_of_a_files_size_is_an_error() {
+    alone(async || {
+        let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, 1 << 26, hard).unwrap();
+
+        let refused = AsyncQueue::<u8>::unbounded().unwrap_err();
+
+        assert_eq!(refused.kind(), ErrorKind::FileTooLarge);
         hand_over(&Lock::new().unwrap()).await;
     });
 }
