@@ -315,6 +315,10 @@ impl Link {
             bytes.clear();
             let max = message::LEN + 1;
             match socket::recv_with_fds(&self.socket, &mut bytes, max, &mut fds, Wait::No) {
+                Ok(came) if came.fds_lost => {
+                    fds.clear();
+                    self.lose(Message::from_bytes(&bytes));
+                }
                 Ok(came) if came.len > 0 => {
                     let fds = std::mem::take(&mut fds);
                     if let Some(message) = Message::from_bytes(&bytes) {
@@ -326,6 +330,13 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (),
                 _ => return self.end(),
             }
+        }
+    }
+
+    /// This process had no room for the descriptors: whoever waits for them finds his ticket gone.
+    fn lose(&self, message: Option<Message>) {
+        if let Some(Says::Parcel(ticket)) = message.map(|message| message.says) {
+            self.parcels().by_ticket.remove(&ticket);
         }
     }
 

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::broker::memory::Memory;
@@ -684,7 +685,7 @@ impl Taken {
     pub(super) async fn fds(&self) -> Result<Vec<OwnedFd>, Trouble> {
         match self.ask()? {
             None => Ok(Vec::new()),
-            Some(parcel) => parcel.await.map_err(|_| Trouble::CreatorGone),
+            Some(parcel) => self.unpack(parcel.await.ok()),
         }
     }
 
@@ -692,7 +693,16 @@ impl Taken {
     pub(super) fn fds_blocking(&self) -> Result<Vec<OwnedFd>, Trouble> {
         match self.ask()? {
             None => Ok(Vec::new()),
-            Some(parcel) => futures::executor::block_on(parcel).map_err(|_| Trouble::CreatorGone),
+            Some(parcel) => self.unpack(futures::executor::block_on(parcel).ok()),
+        }
+    }
+
+    /// What came, unless it was lost on its way from the broker to us: then the item is put back.
+    fn unpack(&self, parcel: Option<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>, Trouble> {
+        match parcel {
+            None if self.core.object.is_orphan() => Err(Trouble::CreatorGone),
+            None => Err(Trouble::System(Errno::EMFILE.into())),
+            Some(fds) => Ok(fds),
         }
     }
 

@@ -281,7 +281,8 @@ impl<T: DeserializeOwned> AsyncQueue<T> {
     ///
     /// [`GetError::Closed`] when there is nothing and nothing will come: this handle can put, so that
     /// is so only after [`close`](Self::close). [`GetError::Decode`] when an item came that is not a
-    /// `T`; it is gone, and counts as done. [`GetError::CreatorGone`] when the process that made the queue has ended.
+    /// `T`; it is gone, and counts as done. [`GetError::System`] when this process has no room for the
+    /// item's descriptors; it was put back. [`GetError::CreatorGone`] when the process that made the queue has ended.
     ///
     /// # Panics
     ///

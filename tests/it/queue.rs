@@ -3,17 +3,21 @@
 mod suite;
 
 use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
+use tokio_multiprocess::fd::Fd;
 use tokio_multiprocess::{
     AsyncQueue, GetError, Process, PutError, QueueReceiver, QueueSender, TaskDoneError,
 };
 
+use crate::alone::alone;
 use crate::process::suite::By;
 use crate::soon;
 
@@ -515,4 +519,36 @@ async fn a_stream_that_has_ended_stays_so() {
     assert_eq!(soon(stream.next()).await.unwrap().unwrap(), 1);
     assert!(soon(stream.next()).await.is_none());
     assert!(soon(stream.next()).await.is_none());
+}
+
+#[test]
+fn an_item_whose_descriptors_find_no_room_is_put_back() {
+    alone(async || {
+        let queue = AsyncQueue::unbounded().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let place = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+        let this = place(reader.as_raw_fd());
+        queue.put(Fd(OwnedFd::from(writer))).await.unwrap();
+        // Until the broker has it, which is in this process.
+        let n_ends = || (0..100).filter(|fd| place(*fd) == this).count();
+        soon(async {
+            while n_ends() < 2 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 100, hard).unwrap();
+        let mut held = Vec::new();
+        while let Ok(copy) = reader.try_clone() {
+            held.push(copy);
+        }
+
+        let refused = soon(queue.get()).await.err();
+        assert!(matches!(refused, Some(GetError::System(_))), "{refused:?}");
+        drop(held);
+        drop(soon(queue.get()).await.unwrap());
+
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    });
 }
