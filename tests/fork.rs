@@ -122,6 +122,7 @@ cases! {
         queues_travel_in_queues
         a_handle_in_a_message_counts
         join_waits_for_all_workers
+        what_nobody_can_get_any_more_is_dropped_and_counts_as_done
         what_a_dead_consumer_had_got_counts_as_done
         a_lease_of_a_dead_consumer_is_delivered_again
         blocking_twins_work_between_processes

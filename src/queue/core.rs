@@ -798,7 +798,7 @@ impl Drop for Taken {
             return;
         };
         let mut hand = self.core.hand(local);
-        let _ = deal::put_back(&mut hand, slot, local.seat + 1);
+        let _ = deal::put_back(&mut hand, local.me, slot, local.seat + 1);
     }
 }
 

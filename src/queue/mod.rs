@@ -202,6 +202,9 @@ impl<T> AsyncQueue<T> {
 
     /// Waits until every item that was put has been got and reported as done.
     ///
+    /// When nobody can get any more, what is left is dropped with its descriptors. That counts as done
+    /// then, as does what was got and not reported: nobody else would report it.
+    ///
     /// # Errors
     ///
     /// Fails with [`CreatorGone`] when the process that made the queue has ended.

@@ -33,6 +33,7 @@ by_both_safe_ways! {
     queues_travel_in_queues
     a_handle_in_a_message_counts
     join_waits_for_all_workers
+    what_nobody_can_get_any_more_is_dropped_and_counts_as_done
     what_a_dead_consumer_had_got_counts_as_done
     a_lease_of_a_dead_consumer_is_delivered_again
     blocking_twins_work_between_processes
@@ -551,4 +552,27 @@ fn an_item_whose_descriptors_find_no_room_is_put_back() {
 
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
     });
+}
+
+#[tokio::test]
+async fn a_lease_that_is_dropped_when_nobody_can_get_any_more_ends_a_join() {
+    let (sender, receiver) = AsyncQueue::builder().leases().build().unwrap().split();
+    sender.try_put(1).unwrap();
+    let lease = soon(receiver.get_leased()).await.unwrap();
+    drop(receiver);
+    soon(async {
+        while !sender.is_closed() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let joins = tokio::spawn({
+        let sender = sender.clone();
+        async move { sender.join().await }
+    });
+
+    drop(lease);
+
+    soon(joins).await.unwrap().unwrap();
+    assert!(sender.is_empty());
 }

@@ -2,7 +2,7 @@
 
 use super::steps::{self, Got, Put};
 use super::wait::{self, Bells};
-use super::words::{For, LIMIT};
+use super::words::{For, LIMIT, OPTIONS, UNREAD};
 use crate::broker::memory::Rule;
 
 /// Puts the slot that we filled, and wakes whoever should look.
@@ -50,9 +50,31 @@ pub(crate) fn take<M: Bells>(memory: &mut M, me: u32, near: usize) -> Result<Got
 }
 
 /// Puts back the item whose slot we took.
-pub(crate) fn put_back<M: Bells>(memory: &mut M, slot: usize, near: usize) -> Result<(), M::Stop> {
+pub(crate) fn put_back<M: Bells>(
+    memory: &mut M,
+    me: u32,
+    slot: usize,
+    near: usize,
+) -> Result<(), M::Stop> {
     steps::put_back(memory, slot)?;
+    // It was counted by an exchange, so the broker sees the item or we see what it says.
+    if steps::is_unread(memory)? {
+        return throw_away(memory, me);
+    }
     wait::serve_any(memory, For::Item, near)
+}
+
+/// Nobody can get any more: lets nothing in, and drops what is left.
+pub(crate) fn abandon<M: Bells>(memory: &mut M) -> Result<(), M::Stop> {
+    memory.set_bits(OPTIONS, UNREAD)?;
+    close(memory)?;
+    throw_away(memory, 0)
+}
+
+/// Drops what is left, and tells whoever joins.
+pub(crate) fn throw_away<M: Bells>(memory: &mut M, me: u32) -> Result<(), M::Stop> {
+    steps::throw_away(memory, me)?;
+    wait::serve_any(memory, For::Done, 0)
 }
 
 /// We have got the item whose slot we took: `seat` owes that it is done with. For `let_go` see

@@ -30,6 +30,8 @@ pub(crate) struct Keep {
     /// What has come of each client that is alive.
     come: HashMap<u32, Come>,
     wanted: Vec<(u64, Wanted)>,
+    /// Nobody can get any more, so nobody will want what comes.
+    is_unread: bool,
     /// When to look after sleepers that were woken.
     pub(crate) patrol: Option<Duration>,
     /// How many kinds of handles there still are: 2, or less when a pipe has hung up.
@@ -78,7 +80,9 @@ impl Keep {
             .into_iter()
             .map(|(_, wanted)| (wanted, fds.clone()))
             .collect();
-        self.deposits.insert(key, fds);
+        if !self.is_unread {
+            self.deposits.insert(key, fds);
+        }
         let come = self.come.entry(client_of(key)).or_default();
         come.insert(key as u32);
         answers
@@ -103,6 +107,12 @@ impl Keep {
     /// The item has left.
     pub(crate) fn forget(&mut self, key: u64) {
         self.deposits.remove(&key);
+    }
+
+    /// Nobody can get any more.
+    pub(crate) fn abandon(&mut self) {
+        self.is_unread = true;
+        self.deposits.clear();
     }
 
     /// A process is gone: nothing of it is still on its way. Who waits for it in vain.

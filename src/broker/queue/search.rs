@@ -328,7 +328,9 @@ impl Memory for Replay<'_> {
 
     fn load(&mut self, word: usize) -> Result<u64, Stopped> {
         // What never changes, or only guides a search, is no step.
-        if [words::LIMIT, words::SLOTS, words::BLOCKS, words::SEATS].contains(&word)
+        let constants = [words::LIMIT, words::OPTIONS, words::SLOTS];
+        if constants.contains(&word)
+            || [words::BLOCKS, words::SEATS].contains(&word)
             || is_hint(word)
         {
             return Ok(self.world.words[word]);
@@ -476,7 +478,7 @@ fn line(m: &mut Replay<'_>, client: usize, op: Op) -> Result<(), Stopped> {
                 return Ok(());
             };
             if op == PutBack {
-                return deal::put_back(m, slot, 0);
+                return deal::put_back(m, me, slot, 0);
             }
             deal::leave(m, me, client, slot, || ())?;
         }

@@ -559,7 +559,42 @@ pub(crate) fn done<M: Memory>(memory: &mut M, seat: usize) -> Result<bool, M::St
     Ok(false)
 }
 
-/// Whether every item that was put has been got and reported as done.
+/// Whether nobody can get any more.
+pub(crate) fn is_unread<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
+    Ok(memory.load(words::OPTIONS)? & words::UNREAD != 0)
+}
+
+/// Drops what is left in a queue that nobody puts into or gets from any more.
+pub(crate) fn throw_away<M: Memory>(memory: &mut M, me: u32) -> Result<(), M::Stop> {
+    settle(memory)?;
+    let n_slots = n_slots(memory)?;
+    for slot in 0..n_slots {
+        let word = memory.load(words::state(slot))?;
+        let state = State::of(word);
+        if !matches!(state.kind, Kind::Full | Kind::Returned) {
+            continue;
+        }
+        let mine = State::word(Kind::Reading, me, state.position);
+        if memory
+            .replace(words::state(slot), word, mine, AcqRel)?
+            .is_ok()
+        {
+            // The broker has given up the descriptors.
+            discard(memory, me, slot, || ())?;
+        }
+    }
+    // The head passes them, one at a time.
+    for _ in 0..n_slots {
+        let head = memory.load(HEAD)?;
+        if !head_is_behind(memory, head)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether every item that was put has been got and reported as done. What nobody can report any
+/// more counts as done.
 pub(crate) fn is_done<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
     let tail = settle(memory)?;
     // Mostly there are items left, and not all slots have to be looked at.
@@ -577,9 +612,10 @@ pub(crate) fn is_done<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
     })? {
         return Ok(false);
     }
+    let is_unread = is_unread(memory)?;
     let n_seats = memory.load(words::SEATS)?.min(words::SEATS_MAX as u64) as usize;
     for seat in 0..n_seats {
-        if memory.load(words::owed(seat))? != 0 {
+        if !is_unread && memory.load(words::owed(seat))? != 0 {
             return Ok(false);
         }
     }

@@ -37,6 +37,9 @@ pub(crate) fn sweep<M: Bells>(
     }
     // Also if nothing was put back: it may have died before it counted.
     steps::count_return(memory)?;
+    if steps::is_unread(memory)? {
+        steps::throw_away(memory, 0)?;
+    }
     stand_up(memory, client)?;
     if !memory.breaks(Rule::QueueDeathServes) {
         for what in [For::Item, For::Room, For::Done] {

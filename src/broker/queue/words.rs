@@ -23,8 +23,10 @@ use crate::broker::slot::Wake;
 
 /// The most items that can wait: 0 for no limit.
 pub(crate) const LIMIT: usize = 8;
-/// Bit 0: items can be leased.
+/// Bit 0: items can be leased. Bit 1: see [`UNREAD`].
 pub(crate) const OPTIONS: usize = 9;
+/// Nobody can get any more: what is left, or comes back, is dropped.
+pub(crate) const UNREAD: u64 = 2;
 /// How many slots are in use; the others have never been touched.
 pub(crate) const SLOTS: usize = 10;
 /// The same for blocks.

@@ -35,8 +35,10 @@ pub(super) enum Queue {
     Patrol,
     /// Look after them now.
     Time,
-    /// Nobody can put, or nobody can get, any more.
+    /// Nobody can put any more.
     Close,
+    /// Nobody can get any more.
+    Abandon,
 }
 
 /// A wish for descriptors of a process that is not known: gone already, or not read yet.
@@ -81,7 +83,12 @@ impl Broker {
         if self.epoll.remove(&pipes[(token & 1) as usize]).is_err() {
             return;
         }
-        let _ = self.carry_out(inode, Request::Queue(Queue::Close));
+        let is_over = if token & 1 == 0 {
+            Queue::Close
+        } else {
+            Queue::Abandon
+        };
+        let _ = self.carry_out(inode, Request::Queue(is_over));
         let Some(object) = self.objects.get_mut(&inode) else {
             return;
         };
@@ -306,6 +313,10 @@ pub(super) fn carry_out(
         }
         Queue::Close => {
             deal::close(&mut memory)?;
+        }
+        Queue::Abandon => {
+            keep.abandon();
+            deal::abandon(&mut memory)?;
         }
     }
     Ok(())

@@ -260,6 +260,42 @@ pub(crate) async fn join_waits_for_all_workers(by: By) {
     }
 }
 
+async fn get_a_parcel_and_stay((queue, got): (QueueReceiver<Parcel>, Event)) {
+    let _parcel = queue.get().await.unwrap();
+    got.set();
+    std::future::pending::<()>().await;
+}
+
+pub(crate) async fn what_nobody_can_get_any_more_is_dropped_and_counts_as_done(by: By) {
+    use std::io::Read;
+    let (sender, receiver) = AsyncQueue::unbounded().unwrap().split();
+    let got = Event::new().unwrap();
+    let child = by
+        .start_async(get_a_parcel_and_stay, (receiver, got.clone()))
+        .await;
+    let mut readers = Vec::new();
+    for i in 0..3 {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (name, fd) = (format!("item {i}"), writer.into());
+        soon(sender.put(Parcel { name, fd })).await.unwrap();
+        readers.push(reader);
+    }
+    soon(got.wait()).await.unwrap();
+    let joins = tokio::spawn({
+        let sender = sender.clone();
+        async move { sender.join().await }
+    });
+
+    child.kill().unwrap();
+
+    soon(joins).await.unwrap().unwrap();
+    assert!(sender.is_empty());
+    for mut reader in readers {
+        let ends = tokio::task::spawn_blocking(move || reader.read(&mut [0]));
+        assert_eq!(soon(ends).await.unwrap().unwrap(), 0);
+    }
+}
+
 async fn get_and_stay((queue, got): (QueueReceiver<u32>, Event)) {
     let _item = queue.get().await.unwrap();
     got.set();
