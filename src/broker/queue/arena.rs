@@ -200,6 +200,11 @@ impl Arena {
         let mut left = len;
         let mut next = self.word(words::chain(slot))?.load(Ordering::Acquire);
         let mut run: Option<(usize, usize)> = None;
+        // A chain that somebody has scribbled over may lead round and round.
+        let n_blocks = self.word(words::BLOCKS)?.load(Ordering::Acquire);
+        if left.div_ceil(BLOCK_LEN) as u64 > n_blocks.min(MOST as u64) {
+            return Ok(false);
+        }
         while left > 0 {
             let Some(block) = next.checked_sub(1).filter(|block| *block < MOST as u64) else {
                 return Ok(false);

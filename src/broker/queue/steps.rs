@@ -47,6 +47,10 @@ const LOOKS: usize = 64;
 /// How far apart positions may be for one of them to be an old one.
 const WINDOW: i64 = 1 << 16;
 
+/// Nobody is overtaken so often in a row: the words make no sense, as somebody has scribbled over
+/// them. Such a queue counts as closed and done.
+const TRIES: u32 = 1 << 16;
+
 /// How a put ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Put {
@@ -241,7 +245,7 @@ pub(crate) fn free_blocks<M: Memory>(memory: &mut M, slot: usize) -> Result<(), 
 #[inline]
 pub(crate) fn publish<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result<Put, M::Stop> {
     let limit = memory.load(LIMIT)?;
-    loop {
+    for _ in 0..TRIES {
         let tail = memory.load(TAIL)?;
         let last = words::slot(tail);
         let next = memory.load(words::next(last))?;
@@ -293,6 +297,7 @@ pub(crate) fn publish<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result
             return Ok(Put::Done);
         }
     }
+    Ok(Put::Closed)
 }
 
 /// Moves the head if the item behind it has been taken. True if it is worth looking again.
@@ -365,7 +370,7 @@ pub(crate) fn take<M: Memory>(memory: &mut M, me: u32) -> Result<Got, M::Stop> {
     if let Some(slot) = take_returned(memory, me)? {
         return Ok(Got::Slot(slot));
     }
-    loop {
+    for _ in 0..TRIES {
         let head = memory.load(HEAD)?;
         let next = memory.load(words::next(words::slot(head)))?;
         if words::position(next) != words::position(head) {
@@ -405,6 +410,7 @@ pub(crate) fn take<M: Memory>(memory: &mut M, me: u32) -> Result<Got, M::Stop> {
         }
         advance_head(memory, head, first)?;
     }
+    Ok(Got::Closed)
 }
 
 /// Takes the oldest item that was put back.
@@ -596,7 +602,9 @@ pub(crate) fn throw_away<M: Memory>(memory: &mut M, me: u32) -> Result<(), M::St
 /// Whether every item that was put has been got and reported as done. What nobody can report any
 /// more counts as done.
 pub(crate) fn is_done<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
-    let tail = settle(memory)?;
+    let Some(tail) = settle(memory)? else {
+        return Ok(true);
+    };
     // Mostly there are items left, and not all slots have to be looked at.
     let head = memory.load(HEAD)?;
     if head != tail && !head_is_behind(memory, head)? {
@@ -619,7 +627,7 @@ pub(crate) fn is_done<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
             return Ok(false);
         }
     }
-    Ok(settle(memory)? == tail)
+    Ok(settle(memory)? == Some(tail))
 }
 
 /// Whether somebody has an item that may come back.
@@ -638,25 +646,28 @@ fn any_slot<M: Memory>(memory: &mut M, is_it: impl Fn(State) -> bool) -> Result<
     Ok(false)
 }
 
-/// Completes what a put left half done; the tail.
-pub(crate) fn settle<M: Memory>(memory: &mut M) -> Result<u64, M::Stop> {
-    loop {
+/// Completes what a put left half done; the tail. Nothing if the words make no sense.
+pub(crate) fn settle<M: Memory>(memory: &mut M) -> Result<Option<u64>, M::Stop> {
+    for _ in 0..TRIES {
         let tail = memory.load(TAIL)?;
         let next = memory.load(words::next(words::slot(tail)))?;
         if words::position(next) != words::position(tail) {
             continue;
         }
         if words::is_end(next) || words::is_closed(next) {
-            return Ok(tail);
+            return Ok(Some(tail));
         }
         advance_tail(memory, tail, words::slot(next))?;
     }
+    Ok(None)
 }
 
 /// How many items are in the queue.
 pub(crate) fn count<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
-    loop {
-        let tail = settle(memory)?;
+    for _ in 0..TRIES {
+        let Some(tail) = settle(memory)? else {
+            break;
+        };
         let head = memory.load(HEAD)?;
         if head_is_behind(memory, head)? {
             continue;
@@ -670,7 +681,7 @@ pub(crate) fn count<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
             }
         }
         // Neither has moved, so both were there at one moment.
-        if settle(memory)? == tail
+        if settle(memory)? == Some(tail)
             && memory.load(HEAD)? == head
             && !head_is_behind(memory, head)?
             && memory.load(RETURNS)? == returns
@@ -679,12 +690,15 @@ pub(crate) fn count<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
             return Ok(n.max(0) as usize + returned);
         }
     }
+    Ok(0)
 }
 
 /// Lets nothing in any more. False if that was so before.
 pub(crate) fn close<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
-    loop {
-        let tail = settle(memory)?;
+    for _ in 0..TRIES {
+        let Some(tail) = settle(memory)? else {
+            break;
+        };
         let position = words::position(tail);
         let word = words::next(words::slot(tail));
         let next = memory.load(word)?;
@@ -702,17 +716,21 @@ pub(crate) fn close<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
             return Ok(true);
         }
     }
+    Ok(false)
 }
 
 /// Whether nothing gets in any more.
 pub(crate) fn is_closed<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
-    loop {
-        let tail = settle(memory)?;
+    for _ in 0..TRIES {
+        let Some(tail) = settle(memory)? else {
+            break;
+        };
         let next = memory.load(words::next(words::slot(tail)))?;
         if words::position(next) == words::position(tail) {
             return Ok(words::is_closed(next));
         }
     }
+    Ok(true)
 }
 
 /// Whether an item could be got now, or the end be seen, so that somebody who waits for one should
@@ -751,5 +769,47 @@ pub(crate) fn is_there<M: Memory>(memory: &mut M, what: For) -> Result<bool, M::
         For::Item => has_item(memory),
         For::Room => has_room(memory),
         For::Done => is_done(memory),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::broker::queue::arena::Arena;
+
+    #[test]
+    fn a_queue_that_was_scribbled_over_counts_as_closed_and_done() {
+        let arena = Arena::open(Arc::new(Arena::create().unwrap())).unwrap();
+        let mut memory = &arena;
+        create(&mut memory, 0, false).unwrap();
+        let slot = claim(&mut memory, 1, 0).unwrap().unwrap();
+        memory.store(TAIL, words::link(6, 0)).unwrap();
+
+        assert_eq!(publish(&mut memory, 1, slot), Ok(Put::Closed));
+        assert_eq!(settle(&mut memory), Ok(None));
+        assert_eq!(is_closed(&mut memory), Ok(true));
+        assert_eq!(is_done(&mut memory), Ok(true));
+        assert_eq!(close(&mut memory), Ok(false));
+        assert_eq!(count(&mut memory), Ok(0));
+        memory.store(HEAD, words::link(6, 0)).unwrap();
+        assert_eq!(take(&mut memory, 1), Ok(Got::Closed));
+    }
+
+    #[test]
+    fn a_chain_that_leads_round_and_round_is_no_item() {
+        let arena = Arena::open(Arc::new(Arena::create().unwrap())).unwrap();
+        let mut memory = &arena;
+        create(&mut memory, 0, false).unwrap();
+        let slot = claim(&mut memory, 1, 0).unwrap().unwrap();
+        assert_eq!(claim_blocks(&mut memory, slot, 1), Ok(true));
+        let chain = memory.load(words::chain(slot)).unwrap();
+        let round = words::block_of(slot, chain);
+        memory
+            .store(words::block(chain as usize - 1), round)
+            .unwrap();
+
+        assert_eq!(arena.read(slot, 1 << 44, &mut Vec::new()), Ok(false));
     }
 }
