@@ -237,7 +237,8 @@ impl<T: DeserializeOwned> QueueReceiver<T> {
         super::get(&self.core).await
     }
 
-    /// Gets the first item if there is one now.
+    /// Gets the first item if there is one now, see
+    /// [`AsyncQueue::try_get`](super::AsyncQueue::try_get).
     ///
     /// # Errors
     ///

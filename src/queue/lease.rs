@@ -8,7 +8,9 @@ use super::core::Leased;
 /// An item got by [`get_leased`](super::AsyncQueue::get_leased).
 ///
 /// Call [`done`](Self::done) when it is done with. If the lease is dropped instead, or the process
-/// dies, somebody else gets the item, before all others that wait in the queue.
+/// dies, somebody else gets the item, before all others that wait in the queue. A lease that is
+/// forgotten ([`mem::forget`](std::mem::forget)) lasts as long as its process, and so long the queue
+/// does not end and nobody's [`join`](super::AsyncQueue::join) does.
 ///
 /// # Process death
 ///

@@ -53,6 +53,22 @@ use crate::wire::fds;
 /// An item may have any size that memory allows; large ones are copied into the queue's memory once
 /// and out of it once, and that memory is used again and again.
 ///
+/// # Limits
+///
+/// - 512 processes can use a queue at one time. Each of them maps some 17 MiB of its memory at first,
+///   which costs only what is used.
+/// - An item that comes back, from a lease or from a consumer that gave up, comes before all others,
+///   so also out of the order in which it was put.
+/// - A closed queue ends when no consumer has an item in hand that may come back. So a lease that is
+///   kept, or a consumer that is stopped while it gets an item, holds up the end, and
+///   [`join`](Self::join) as well.
+/// - Tasks of one process wait in their order. A `get` or `put` that was polled and is neither polled
+///   again nor dropped may hold up the others of its process, as it does with any fair lock.
+/// - That the last consumer is gone takes a moment to be noticed: a `put` right after it may still
+///   succeed.
+/// - An item holds at most 253 descriptors. They are kept by the process that made the queue until the item has been
+///   got; [`try_get`](Self::try_get) waits for its answer.
+///
 /// # Process death
 ///
 /// A process that is killed, at whatever instruction, blocks nobody and tears nothing. An item that
@@ -89,7 +105,8 @@ pub struct AsyncQueue<T> {
 }
 
 impl<T> AsyncQueue<T> {
-    /// Makes a queue for at most `capacity` items. This process looks after it.
+    /// Makes a queue for at most `capacity` items. This process looks after it. There is no queue
+    /// without room, at which both sides would meet.
     ///
     /// # Errors
     ///
@@ -303,6 +320,9 @@ impl<T: DeserializeOwned> AsyncQueue<T> {
     }
 
     /// Gets the first item if there is one now.
+    ///
+    /// For an item with descriptors it asks the process that made the queue, and blocks the thread
+    /// until that has answered.
     ///
     /// # Errors
     ///
