@@ -66,8 +66,8 @@ use crate::wire::fds;
 ///   again nor dropped may hold up the others of its process, as it does with any fair lock.
 /// - That the last consumer is gone takes a moment to be noticed: a `put` right after it may still
 ///   succeed.
-/// - An item holds at most 253 descriptors. They are kept by the process that made the queue until the item has been
-///   got; [`try_get`](Self::try_get) waits for its answer.
+/// - An item holds at most 253 descriptors. They are kept by the process that made the queue until
+///   the item has been got; [`try_get`](Self::try_get) waits for its answer.
 ///
 /// # Process death
 ///
