@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::broker::memory::Memory;
@@ -34,7 +33,7 @@ use crate::broker::queue::words::{self, For};
 use crate::broker::slot::Wake;
 use crate::error::CreatorGone;
 use crate::sys::inode::Inode;
-use crate::sys::{cpu, fork_epoch, futex};
+use crate::sys::{cpu, fork_epoch, futex, socket};
 use crate::wire::fds::{self, Outgoing};
 use crate::wire::frame::FDS_PER_FRAME_MAX;
 
@@ -213,17 +212,23 @@ impl Core {
     fn hand<'a>(
         &'a self,
         local: &'a Local,
-    ) -> WithBells<'a, impl FnMut(usize) -> Result<(), NotMapped>> {
+    ) -> WithBells<'a, impl FnMut(usize, Wake) -> Result<(), NotMapped>> {
         let arena = self.arena();
-        let ring = move |seat: usize| {
+        let ring = move |seat: usize, wake: Wake| {
             let client = { arena }.load(words::owner(seat))? as u32;
             let (link, number) = self.object.link();
-            if client == local.me {
-                link.bell().ring();
+            let is_ours = client == local.me;
+            match wake {
+                Wake::Futex => arena.rouse(seat),
+                Wake::Bell if is_ours => link.bell().ring(),
+                Wake::Bell => {
+                    local.near_seat.store(seat + 1, Relaxed);
+                    link.ring(number, client, seat as u32);
+                }
+            }
+            if is_ours {
                 return Ok(());
             }
-            local.near_seat.store(seat + 1, Relaxed);
-            link.ring(number, client, seat as u32);
             // The broker looks after it, in case it is stopped; often enough, but not each time.
             let now = local.start.elapsed().as_millis() as u64;
             let patience = PATIENCE.as_millis() as u64;
@@ -701,7 +706,7 @@ impl Taken {
     fn unpack(&self, parcel: Option<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>, Trouble> {
         match parcel {
             None if self.core.object.is_orphan() => Err(Trouble::CreatorGone),
-            None => Err(Trouble::System(Errno::EMFILE.into())),
+            None => Err(Trouble::System(socket::no_room())),
             Some(fds) => Ok(fds),
         }
     }

@@ -17,7 +17,7 @@ use super::timer::{self, TimerId};
 use super::{Entry, STDERR, Supervisor};
 use crate::error::ExitStatus;
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::pidfd::{self, Ended, Pidfd, Reap};
+use crate::sys::pidfd::{Ended, Pidfd, Reap};
 use crate::sys::pipe;
 use crate::sys::signal;
 use crate::sys::socket::{self, Wait};
@@ -369,7 +369,7 @@ impl Child {
             match socket::recv_with_fds(control, buffer, room, &mut fds, Wait::No) {
                 Ok(received) if received.fds_lost && self.pidfd.is_none() => {
                     self.cause
-                        .get_or_insert_with(|| Cause::NotBorn(pidfd::no_room()));
+                        .get_or_insert_with(|| Cause::NotBorn(socket::no_room()));
                     self.control = None;
                     return;
                 }
@@ -441,7 +441,7 @@ impl Child {
             Err(violation) => return self.violate(violation),
         };
         let Some(pidfd) = frame.fds.pop() else {
-            self.cause = Some(Cause::NotBorn(pidfd::no_room()));
+            self.cause = Some(Cause::NotBorn(socket::no_room()));
             self.control = None;
             return;
         };

@@ -120,11 +120,6 @@ impl Pidfd {
     }
 }
 
-/// The error of a process in which a pidfd that was sent to it has found no room.
-pub(crate) fn no_room() -> io::Error {
-    Errno::EMFILE.into()
-}
-
 /// As [`Pidfd::wait`], for a child for whose pidfd there is no room. Its number is its own until it
 /// is reaped.
 pub(crate) fn wait_by_number(pid: u32, reap: Reap) -> Option<Ended> {

@@ -247,6 +247,11 @@ pub(crate) fn end_sending(fd: impl AsFd) -> io::Result<()> {
     Ok(shutdown(fd.as_fd().as_raw_fd(), Shutdown::Write)?)
 }
 
+/// The error of a process in which a descriptor that was sent to it has found no room.
+pub(crate) fn no_room() -> io::Error {
+    Errno::EMFILE.into()
+}
+
 /// The process that made the pair that `fd` is an end of, if there is such a process in ours' namespace.
 pub(crate) fn creator(fd: impl AsFd) -> Option<u32> {
     let peer = getsockopt(&fd, sockopt::PeerCredentials).ok()?;

@@ -307,11 +307,11 @@ impl Memory for &Arena {
 /// A queue's memory with a way to ring bells.
 pub(crate) struct WithBells<'a, R> {
     pub(crate) arena: &'a Arena,
-    /// Rings the bell of the process in a seat.
+    /// Wakes the process in a seat, by its bell or as a thread.
     pub(crate) ring: R,
 }
 
-impl<R: FnMut(usize) -> Result<(), NotMapped>> Memory for WithBells<'_, R> {
+impl<R: FnMut(usize, Wake) -> Result<(), NotMapped>> Memory for WithBells<'_, R> {
     type Stop = NotMapped;
 
     #[inline]
@@ -373,14 +373,8 @@ impl<R: FnMut(usize) -> Result<(), NotMapped>> Memory for WithBells<'_, R> {
     }
 }
 
-impl<R: FnMut(usize) -> Result<(), NotMapped>> Bells for WithBells<'_, R> {
+impl<R: FnMut(usize, Wake) -> Result<(), NotMapped>> Bells for WithBells<'_, R> {
     fn ring(&mut self, seat: usize, wake: Wake) -> Result<(), NotMapped> {
-        match wake {
-            Wake::Bell => (self.ring)(seat),
-            Wake::Futex => {
-                self.arena.rouse(seat);
-                Ok(())
-            }
-        }
+        (self.ring)(seat, wake)
     }
 }

@@ -156,7 +156,7 @@ mod tests {
         let arena = Arena::open(Arc::new(Arena::create().unwrap())).unwrap();
         let mut memory = WithBells {
             arena: &arena,
-            ring: |_| Ok(()),
+            ring: |_, _| Ok(()),
         };
         steps::create(&mut memory, 0, false).unwrap();
         let slot = steps::claim(&mut memory, 1, 0).unwrap().unwrap();
@@ -168,7 +168,7 @@ mod tests {
         let mut keys = Vec::new();
         leave(&mut memory, 2, 0, slot, || {
             // Killed here.
-            let ring = |_| Ok(());
+            let ring = |_, _| Ok(());
             let mut memory = WithBells {
                 arena: &arena,
                 ring,

@@ -674,15 +674,16 @@ impl World {
             broken,
             fault,
         };
+        let mut patrols_again = false;
         let done = match what {
             Some(i) => sweep::sweep(&mut replay, i as u32 + 1, &mut Vec::new()),
-            None => sweep::patrol(&mut replay).map(drop),
+            None => sweep::patrol(&mut replay).map(|again| patrols_again = again),
         };
         let log = replay.log;
         match (done, what) {
             (Err(Stopped), _) => self.broker = Some((what, log)),
             (Ok(()), Some(i)) => self.clients[i].life = Life::Swept,
-            (Ok(()), None) => (),
+            (Ok(()), None) => self.patrolled = !patrols_again,
         }
     }
 

@@ -13,8 +13,9 @@
 //! - Whoever ends a wait, by success or by giving up, wakes another one if there is something: it may
 //!   have been woken for that. Whoever takes something does so too, as a waker may have been stopped
 //!   before it rang. And so does every death.
-//! - A sleeper that was woken and is *stopped* is passed over after a while by the broker, which
-//!   looks at the queue some milliseconds after a wake-up (a *patrol*), and at no other time.
+//! - A sleeper that was woken and is *stopped*, or stopped while it begins another turn, is passed
+//!   over after a while by the broker, which looks at the queue some milliseconds after a wake-up (a
+//!   *patrol*), as long as it finds somebody to wake, and at no other time.
 //!
 //! While a sleeper is on its way, nobody rings it again: a batch costs one system call.
 
@@ -217,20 +218,10 @@ fn wake<M: Bells>(memory: &mut M, seat: usize, what: For) -> Result<bool, M::Sto
     }
 }
 
-/// Whether a seat was woken and has not acted on it although there is something for it, while another
-/// one waits: then the latter is woken instead. True if it is worth looking again after a while.
+/// Wakes one more that sleeps although there is something for it: whoever was woken for that, or was
+/// about to look, may be stopped. True if it is worth looking again after a while.
 pub(crate) fn patrol<M: Bells>(memory: &mut M, what: For) -> Result<bool, M::Stop> {
-    let mut on_the_way = false;
-    let mut asleep = false;
-    for seat in 0..n_words(memory)? * 64 {
-        let (bits, bit) = words::waits(seat, what);
-        if memory.load(bits)? & bit != 0 {
-            let word = memory.load(words::wait(seat, what))?;
-            on_the_way |= words::is_woken(word);
-            asleep |= words::wakes_by(word).is_some();
-        }
-    }
-    if !on_the_way || !asleep || !steps::is_there(memory, what)? {
+    if !is_any(memory, what)? || !steps::is_there(memory, what)? {
         return Ok(false);
     }
     wake_one(memory, what, 0)

@@ -284,7 +284,11 @@ pub(super) fn carry_out(
     request: Queue,
     now: Duration,
 ) -> Result<(), NotMapped> {
-    let ring = |seat: usize| {
+    let ring = |seat: usize, wake: Wake| {
+        if wake == Wake::Futex {
+            arena.rouse(seat);
+            return Ok(());
+        }
         let client = { arena }.load(words::owner(seat))? as u32;
         let peer = members.get(&client).and_then(|id| peers.get(id));
         if let Some(peer) = peer {

@@ -21,7 +21,7 @@ use crate::error::StartError;
 use crate::process::entry;
 use crate::process::inherit::{Snapshot, environment_now};
 use crate::supervisor::{self, Announcement, Birth, Control, End, Entry, Listener, NewChild, Next};
-use crate::sys::pidfd::{self, Pidfd};
+use crate::sys::pidfd::Pidfd;
 use crate::sys::socket::{self, Wait};
 use crate::wire::codec;
 use crate::wire::frame::{Frame, HEADER_LEN, Header, Splitter};
@@ -293,7 +293,7 @@ fn birth(
         }
         (Announcement::Born(_), None) => {
             supervisor.bury(group);
-            Err(StartError::os("keep a pidfd")(pidfd::no_room()).into())
+            Err(StartError::os("keep a pidfd")(socket::no_room()).into())
         }
         (Announcement::NotBorn(error), _) => Err(StartError::os("fork")(error).into()),
     }
