@@ -122,7 +122,7 @@ impl Link {
                 link.receive();
             }
         })?;
-        link.watches().push(watch);
+        link.keep(watch);
         if let Some(creator) = socket::creator(&*link.door).filter(|pid| *pid != std::process::id())
         {
             link.watch_process(creator)?;
@@ -147,7 +147,7 @@ impl Link {
                 link.end();
             }
         })?;
-        self.watches().push(watch);
+        self.keep(watch);
         Ok(())
     }
 
@@ -395,6 +395,14 @@ impl Link {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps a watch until the end, which may have come: what has ended is ready for ever.
+    fn keep(&self, watch: Watch) {
+        self.watches().push(watch);
+        if self.is_gone() {
+            self.watches().clear();
+        }
+    }
+
     fn watches(&self) -> MutexGuard<'_, Vec<Watch>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -515,4 +523,21 @@ fn is_end(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::serve::Broker;
+
+    #[test]
+    fn nothing_is_watched_of_a_broker_that_is_gone() {
+        let (broker, door) = Broker::new().unwrap();
+        drop(broker);
+
+        let link = Link::to(Arc::new(door)).unwrap();
+
+        assert!(link.is_gone());
+        assert!(link.watches().is_empty());
+    }
 }

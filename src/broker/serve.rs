@@ -135,6 +135,17 @@ enum Request {
     Queue(Queue),
 }
 
+impl Peer {
+    /// What its link is watched for. To one without answers that wait there is always room to write.
+    fn interest(&self) -> Interest {
+        if self.unsent.is_empty() {
+            Interest::Read
+        } else {
+            Interest::ReadWrite
+        }
+    }
+}
+
 /// The peer broke the protocol.
 struct Violation;
 
@@ -817,5 +828,19 @@ mod tests {
 
             assert!(is_readable(&rung.bell), "{shape:?}");
         }
+    }
+
+    #[test]
+    fn a_client_that_was_put_off_for_lack_of_room_leaves_the_broker_quiet_again() {
+        let (mut broker, door) = Broker::new().unwrap();
+        let _client = Client::knock(&door);
+        turn(&mut broker);
+        let peers: Vec<u64> = broker.peers.keys().copied().collect();
+
+        broker.put_off(peers[0]);
+        broker.read_on();
+        (0..3).for_each(|_| broker.turn());
+
+        assert!(!is_readable(&broker));
     }
 }

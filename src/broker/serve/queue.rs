@@ -266,12 +266,7 @@ impl Broker {
             // Other errors mean that there is nobody to read it.
             peer.unsent.pop_front();
         }
-        let interest = if peer.unsent.is_empty() {
-            Interest::Read
-        } else {
-            Interest::ReadWrite
-        };
-        let _ = self.epoll.modify(link, 2 * id, interest);
+        let _ = self.epoll.modify(link, 2 * id, peer.interest());
     }
 }
 

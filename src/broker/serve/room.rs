@@ -81,13 +81,21 @@ impl Broker {
             peer.is_put_off = false;
         } else if !peer.is_put_off {
             tracing::warn!("no descriptors are left for the objects of another process: it waits");
-            peer.is_put_off = true;
-            if let Some(link) = &peer.link {
-                let _ = self.epoll.remove(link);
-            }
-            self.room.peers.push(id);
+            self.put_off(id);
         }
         has_room
+    }
+
+    /// Does not read a peer until there is room.
+    pub(super) fn put_off(&mut self, id: u64) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.is_put_off = true;
+        if let Some(link) = &peer.link {
+            let _ = self.epoll.remove(link);
+        }
+        self.room.peers.push(id);
     }
 
     /// Reads on whom it has put off, if there is room again.
@@ -108,7 +116,7 @@ impl Broker {
             };
             peer.is_put_off = false;
             if let Some(link) = &peer.link {
-                let _ = self.epoll.add(link, 2 * id, Interest::ReadWrite);
+                let _ = self.epoll.add(link, 2 * id, peer.interest());
             }
             // A failure means that it is there still, as the process was alive.
             let _ = self.epoll.add(&peer.pidfd, 2 * id + 1, Interest::Read);
