@@ -3,13 +3,13 @@
 //! The creator makes the memory and shows it to its own broker like any other client. A handle that
 //! travels takes along a descriptor of the memory and one of the broker's door (an event also its
 //! bell), so whoever gets one, by whatever way, can make itself known: no process needs another one's
-//! help for it. An object costs a process one descriptor (an event two), and each broker four for all
+//! help for it. An object costs a process one descriptor (an event two), and each broker five for all
 //! of its objects together.
 //!
 //! The number (`me`) is what this process writes into words that it owns. It is taken from a counter
-//! in the object, so it is never given twice, and the broker knows it before it is used. After a fork
-//! the child has the memory but must not be its parent, to the broker least of all: the first use
-//! notices and takes a number and a link of its own.
+//! in the object, so it is never given twice, and the broker is told of it before it is used. After a
+//! fork the child has the memory but must not be its parent, to the broker least of all: the first
+//! use notices and takes a number and a link of its own.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -139,16 +139,14 @@ fn applied(method: Method, state: State, patience: Option<Duration>) -> Death {
         let up = std::io::Read::read(&mut words, &mut [0]).is_ok_and(|n| n == 1);
         up.then(|| started.elapsed())
     });
-    match patience {
-        // A random moment, whatever goes on then.
-        Some(patience) => thread::sleep(patience),
-        None => {
-            while !up.is_finished() {
-                // A thread that can be joined tells nobody.
-                thread::sleep(Duration::from_micros(100));
-            }
+    let up = match patience {
+        Some(patience) => {
+            // Nothing is waited for: this is a random moment, whatever goes on then.
+            thread::sleep(patience);
+            Err(up)
         }
-    }
+        None => Ok(up.join().expect("no panic")),
+    };
     let processes = descendants_of(application.id()).len();
     application.kill().expect("a kill");
     let killed = Instant::now();
@@ -167,9 +165,8 @@ fn applied(method: Method, state: State, patience: Option<Duration>) -> Death {
         // They are nobody's children any more: only the process table tells of their end.
         thread::sleep(Duration::from_micros(200));
     };
-    let up_after = up.join().expect("no panic");
     Death {
-        up_after,
+        up_after: up.unwrap_or_else(|up| up.join().expect("no panic")),
         processes,
         survived,
     }
