@@ -12,7 +12,8 @@
 //! **Serving** goes word by word: clear POKED, look, free what was given back, and if the word is
 //! free name the first waiter in it, then answer that waiter. In this order, since a release after the
 //! clearing pokes again, and one before it has left a free word to be seen. A waiter's slot is the
-//! one place where grant and cancellation meet: if it was cancelled, the answer is refused and the word goes to the next.
+//! one place where grant and cancellation meet: if it was cancelled, the answer is refused and the
+//! word goes to the next.
 //!
 //! **Time.** [`Gate::deadline`] is set only while somebody waits and newcomers may still barge. When
 //! it comes, the words are closed (DUE) and served. So an object has at most one timer, which goes
