@@ -25,6 +25,7 @@ use std::env;
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
@@ -71,15 +72,50 @@ const ALL_BLOCKS: usize = (32 << 12) - 64;
 /// How much the queue's memory may have grown in the end. What the last ones had may not be free yet.
 const GROWTH_MAX: u64 = 32 << 10;
 
-/// A number, and bytes that must follow from it. They are encoded at once, not one by one, which
-/// would be all that is seen.
-#[derive(Debug)]
+/// A number, bytes that must follow from it, and perhaps a pipe that says it again.
+#[derive(Debug, Serialize, Deserialize)]
 struct Item {
+    bytes: Bytes,
+    fd: Option<Fd<PipeReader>>,
+}
+
+impl Item {
+    fn new(number: u64, len: usize) -> Self {
+        let bytes = Bytes { number, len };
+        Self { bytes, fd: None }
+    }
+
+    fn with_fd(number: u64) -> Self {
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let written = writer.write_all(&number.to_le_bytes());
+        written.expect("room in a pipe");
+        let fd = Some(Fd(reader));
+        Self {
+            fd,
+            ..Self::new(number, SMALL)
+        }
+    }
+
+    /// The number, if the pipe says the same.
+    fn number(self) -> u64 {
+        let number = self.bytes.number;
+        if let Some(Fd(mut pipe)) = self.fd {
+            let mut said = Vec::new();
+            pipe.read_to_end(&mut said).expect("a pipe");
+            assert_eq!(said, number.to_le_bytes(), "it is another item's pipe");
+        }
+        number
+    }
+}
+
+/// They are encoded at once, not one by one, which would be all that is seen.
+#[derive(Debug)]
+struct Bytes {
     number: u64,
     len: usize,
 }
 
-impl Serialize for Item {
+impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut bytes = vec![self.number as u8; self.len];
         bytes[..8].copy_from_slice(&self.number.to_le_bytes());
@@ -87,33 +123,34 @@ impl Serialize for Item {
     }
 }
 
-impl<'de> Deserialize<'de> for Item {
+impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bytes;
-        impl serde::de::Visitor<'_> for Bytes {
-            type Value = Item;
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Bytes;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("bytes")
             }
-            fn visit_byte_buf<E: serde::de::Error>(self, bytes: Vec<u8>) -> Result<Item, E> {
+            fn visit_byte_buf<E: serde::de::Error>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
                 let torn = || E::custom("a torn item");
                 let (number, rest) = bytes.split_first_chunk().ok_or_else(torn)?;
                 let number = u64::from_le_bytes(*number);
                 let whole = vec![number as u8; rest.len()] == rest;
                 let len = bytes.len();
-                whole.then_some(Item { number, len }).ok_or_else(torn)
+                whole.then_some(Bytes { number, len }).ok_or_else(torn)
             }
         }
-        deserializer.deserialize_byte_buf(Bytes)
+        deserializer.deserialize_byte_buf(Visitor)
     }
 }
 
 /// What somebody does when told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Act {
-    /// Put a small item, and a large one.
+    /// Put a small item, a large one, and one with a descriptor.
     Put,
     PutLarge,
+    PutFd,
     /// The same in a runtime.
     PutAsync,
     /// Get an item, and report it as done.
@@ -124,9 +161,10 @@ enum Act {
 }
 
 impl Act {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Put,
         Self::PutLarge,
+        Self::PutFd,
         Self::PutAsync,
         Self::Get,
         Self::GetAsync,
@@ -134,27 +172,34 @@ impl Act {
     ];
 
     fn puts(self) -> bool {
-        matches!(self, Self::Put | Self::PutLarge | Self::PutAsync)
+        matches!(
+            self,
+            Self::Put | Self::PutLarge | Self::PutFd | Self::PutAsync
+        )
     }
 
     /// The number of the item that was put or got.
     fn perform(self, queue: &AsyncQueue<Item>, runtime: &Runtime, number: u64) -> u64 {
-        let small = Item { number, len: SMALL };
+        let small = Item::new(number, SMALL);
         let got = match self {
             Self::Put => queue.blocking_put(small).map(|()| number).ok(),
             Self::PutLarge => {
-                let large = Item { number, len: LARGE };
+                let large = Item::new(number, LARGE);
                 queue.blocking_put(large).map(|()| number).ok()
+            }
+            Self::PutFd => {
+                let item = Item::with_fd(number);
+                queue.blocking_put(item).map(|()| number).ok()
             }
             Self::PutAsync => {
                 let put = runtime.block_on(queue.put(small));
                 put.map(|()| number).ok()
             }
-            Self::Get => queue.blocking_get().map(|item| item.number).ok(),
-            Self::GetAsync => runtime.block_on(queue.get()).map(|item| item.number).ok(),
+            Self::Get => queue.blocking_get().map(Item::number).ok(),
+            Self::GetAsync => runtime.block_on(queue.get()).map(Item::number).ok(),
             Self::Lease => {
                 let lease = runtime.block_on(queue.get_leased()).ok();
-                lease.map(|lease| lease.done().number)
+                lease.map(|lease| lease.done().number())
             }
         };
         if matches!(self, Self::Get | Self::GetAsync) {
@@ -184,8 +229,9 @@ struct Campaign {
     blow: Blow,
     /// The most items in the queue; 0 is no limit.
     limit: usize,
-    /// Items in the queue at first.
+    /// Items in the queue at first, and whether they have descriptors.
     filled: usize,
+    filled_with_fds: bool,
     /// Who waits from the beginning, and who comes at the blow.
     early: &'static [Act],
     arrive: &'static [Act],
@@ -199,6 +245,7 @@ const fn campaign(victim: Act, blow: Blow) -> Campaign {
         blow,
         limit: 0,
         filled: 0,
+        filled_with_fds: false,
         early: &[],
         arrive: &[],
         relief: None,
@@ -228,6 +275,15 @@ const CAMPAIGNS: &[Campaign] = &[
         early: &[Act::Get, Act::Get],
         arrive: &[Act::Put],
         ..campaign(Act::Put, Blow::Stop)
+    },
+    // Nobody comes who could tell in its place.
+    Campaign {
+        early: &[Act::Get],
+        ..campaign(Act::Put, Blow::Stop)
+    },
+    Campaign {
+        early: &[Act::Get, Act::Get],
+        ..campaign(Act::PutFd, Blow::Kill)
     },
     // For room: somebody else waits for it as well.
     Campaign {
@@ -285,6 +341,19 @@ const CAMPAIGNS: &[Campaign] = &[
         limit: 1,
         filled: 1,
         early: &[Act::Put, Act::Put],
+        ..campaign(Act::Get, Blow::Kill)
+    },
+    Campaign {
+        limit: 1,
+        filled: 1,
+        early: &[Act::Put],
+        ..campaign(Act::Get, Blow::Stop)
+    },
+    Campaign {
+        filled: 2,
+        filled_with_fds: true,
+        early: &[],
+        arrive: &[Act::Get],
         ..campaign(Act::Get, Blow::Kill)
     },
     Campaign {
@@ -512,12 +581,21 @@ impl Tour<'_> {
     fn go(&mut self) -> Result<(), Fault> {
         let mut stage = self.stage()?;
         let grown_before = memory_of_queues();
+        let n_pipes_before = n_pipes();
         let points = self.explore(&mut stage)?;
         let strayed = self.visit(&mut stage, points)?;
         stage.touch_all()?;
         self.grown = memory_of_queues().saturating_sub(grown_before);
         if self.grown > GROWTH_MAX {
             return Err(format!("leaks: {} bytes", self.grown));
+        }
+        let begun = Instant::now();
+        // The last victims' go when their deaths are known.
+        while n_pipes() > n_pipes_before {
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("leaks: {} descriptors", n_pipes() - n_pipes_before));
+            }
+            thread::yield_now();
         }
         self.seek(strayed)
     }
@@ -649,6 +727,16 @@ fn memory_of_queues() -> u64 {
     sizes.values().sum()
 }
 
+/// Pipes of this process: those of items that are still kept are among them.
+fn n_pipes() -> usize {
+    let Ok(fds) = fs::read_dir("/proc/self/fd") else {
+        return 0;
+    };
+    let targets = fds.flatten().map(|fd| fs::read_link(fd.path()));
+    let is_pipe = |target: &PathBuf| target.to_string_lossy().starts_with("pipe:");
+    targets.flatten().filter(is_pipe).count()
+}
+
 /// How far a victim has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Went {
@@ -710,7 +798,7 @@ impl Stage {
         let mut books = Books::default();
         let number = self.number();
         let len = ALL_BLOCKS;
-        let put = self.queue.try_put(Item { number, len });
+        let put = self.queue.try_put(Item::new(number, len));
         put.map_err(|_| "no room for an item that takes all blocks")?;
         self.empty(&mut books)
     }
@@ -725,7 +813,10 @@ impl Stage {
         let mut books = Books::default();
         for _ in 0..campaign.filled {
             let number = self.number();
-            let item = Item { number, len: SMALL };
+            let item = match campaign.filled_with_fds {
+                true => Item::with_fd(number),
+                false => Item::new(number, SMALL),
+            };
             self.queue.try_put(item).map_err(|_| "no room at first")?;
             books.put(number);
         }
@@ -903,12 +994,12 @@ impl Stage {
             }
             if waiting.iter().any(|act| act.puts()) {
                 if let Ok(item) = self.queue.try_get() {
-                    books.got(item.number);
+                    books.got(item.number());
                     self.queue.task_done().map_err(|error| error.to_string())?;
                 }
             } else if self.queue.is_empty() {
                 let number = self.number();
-                if self.queue.try_put(Item { number, len: SMALL }).is_ok() {
+                if self.queue.try_put(Item::new(number, SMALL)).is_ok() {
                     books.put(number);
                 }
             }
@@ -921,7 +1012,7 @@ impl Stage {
         let begun = Instant::now();
         loop {
             while let Ok(item) = self.queue.try_get() {
-                books.got(item.number);
+                books.got(item.number());
                 self.queue.task_done().map_err(|error| error.to_string())?;
             }
             if self.is_done() && self.queue.is_empty() {

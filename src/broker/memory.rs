@@ -48,15 +48,31 @@ pub(crate) trait Memory {
     /// What this process saw last in a word that only grows, so that it need not be fetched from
     /// another processor's cache as long as the old value says enough. Nothing: look.
     #[inline]
-    fn recall(&self, word: usize) -> Option<u64> {
+    fn recall(&mut self, word: usize) -> Result<Option<u64>, Self::Stop> {
         let _ = word;
-        None
+        Ok(None)
     }
 
     /// For [`recall`](Self::recall).
     #[inline]
     fn remember(&mut self, word: usize, value: u64) {
         let _ = (word, value);
+    }
+
+    /// Goes round until a round finds something, at most so many times. Nothing that an earlier round
+    /// saw may matter to a later one: the search forgets it.
+    #[inline]
+    fn rounds<R>(
+        &mut self,
+        n_max: u32,
+        mut round: impl FnMut(&mut Self) -> Result<Option<R>, Self::Stop>,
+    ) -> Result<Option<R>, Self::Stop> {
+        for _ in 0..n_max {
+            if let Some(found) = round(self)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether `rule` is broken on purpose, to see that the tests notice.
@@ -151,7 +167,7 @@ impl Memory for Shared<'_> {
 
 #[cfg(mutants)]
 impl Rule {
-    const ALL: [Self; 60] = [
+    const ALL: [Self; 61] = [
         Self::TakeRespectsDue,
         Self::GiveRespectsDue,
         Self::GivePokes,
@@ -205,13 +221,14 @@ impl Rule {
         Self::QueueLookBeginsTurn,
         Self::QueueRingsBeforeNote,
         Self::QueueWokenPassesOn,
-        Self::QueueTakerWakesNext,
         Self::QueueReturnIsCounted,
         Self::QueueOwesBeforeLeaving,
         Self::QueueDeathReturns,
         Self::QueueDeathFrees,
         Self::QueueDeathServes,
         Self::QueuePatrols,
+        Self::QueueAnnounces,
+        Self::QueueWaiterAnnounces,
     ];
 
     /// The rule that this build breaks, by the environment.
@@ -336,8 +353,6 @@ pub(crate) enum Rule {
     QueueRingsBeforeNote,
     /// A woken waiter that gives up wakes another one.
     QueueWokenPassesOn,
-    /// Whoever takes an item wakes the next one if there is more.
-    QueueTakerWakesNext,
     /// Who puts an item back has the others look for it.
     QueueReturnIsCounted,
     /// What was got is owed before the slot is left.
@@ -350,4 +365,8 @@ pub(crate) enum Rule {
     QueueDeathServes,
     /// A stopped sleeper that was woken is passed over.
     QueuePatrols,
+    /// Who makes something possible that somebody waits for first asks for a patrol.
+    QueueAnnounces,
+    /// Who begins to wait asks for a patrol.
+    QueueWaiterAnnounces,
 }

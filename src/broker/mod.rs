@@ -32,6 +32,8 @@ mod search;
 pub(crate) mod serve;
 pub(crate) mod slot;
 pub(crate) mod spin;
+#[cfg(test)]
+mod turn;
 pub(crate) mod vigil;
 pub(crate) mod waiting;
 pub(crate) mod watching;

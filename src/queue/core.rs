@@ -25,10 +25,10 @@ use crate::broker::memory::Memory;
 use crate::broker::message::Says;
 use crate::broker::object::{self, Object};
 use crate::broker::queue::arena::{Arena, NotMapped, WithBells};
-use crate::broker::queue::deal;
-use crate::broker::queue::keep::{self, PATIENCE};
+use crate::broker::queue::deal::{self, Dealer};
+use crate::broker::queue::keep;
 use crate::broker::queue::steps::{self, Got, Put};
-use crate::broker::queue::wait;
+use crate::broker::queue::wait::{self, Bells};
 use crate::broker::queue::words::{self, For};
 use crate::broker::slot::Wake;
 use crate::error::CreatorGone;
@@ -92,16 +92,14 @@ pub(super) struct Core {
 #[derive(Debug)]
 struct Local {
     epoch: u64,
-    me: u32,
-    seat: usize,
+    who: Dealer,
     /// For each [`For`].
     turnstiles: [tokio::sync::Mutex<()>; 3],
     near_slot: AtomicUsize,
     near_seat: AtomicUsize,
     next_deposit: AtomicU32,
-    /// When the broker was last asked to patrol, in milliseconds since the start.
-    patrolled: AtomicU64,
-    start: Instant,
+    /// The number of the patrol that the broker was last asked for; they begin at 1.
+    patrol: AtomicU64,
     /// Whether spinning has paid lately, for items and for room.
     hopes: [Hope; 2],
 }
@@ -209,15 +207,12 @@ impl Core {
     }
 
     /// The memory and the bells.
-    fn hand<'a>(
-        &'a self,
-        local: &'a Local,
-    ) -> WithBells<'a, impl FnMut(usize, Wake) -> Result<(), NotMapped>> {
+    fn hand<'a>(&'a self, local: &'a Local) -> impl Bells<Stop = NotMapped> + 'a {
         let arena = self.arena();
         let ring = move |seat: usize, wake: Wake| {
             let client = { arena }.load(words::owner(seat))? as u32;
             let (link, number) = self.object.link();
-            let is_ours = client == local.me;
+            let is_ours = client == local.who.me;
             match wake {
                 Wake::Futex => arena.rouse(seat),
                 Wake::Bell if is_ours => link.bell().ring(),
@@ -226,19 +221,24 @@ impl Core {
                     link.ring(number, client, seat as u32);
                 }
             }
+            // It may be stopped before it acts on it.
             if is_ours {
                 return Ok(());
             }
-            // The broker looks after it, in case it is stopped; often enough, but not each time.
-            let now = local.start.elapsed().as_millis() as u64;
-            let patience = PATIENCE.as_millis() as u64;
-            if now >= local.patrolled.load(Relaxed) + patience / 2 {
-                local.patrolled.store(now, Relaxed);
-                link.say(number, Says::Patrol);
-            }
-            Ok(())
+            self.ask_patrol(local)
         };
-        WithBells { arena, ring }
+        let ask = move || self.ask_patrol(local);
+        WithBells { arena, ring, ask }
+    }
+
+    /// Asks the broker to patrol in a while, unless it was and has not begun yet.
+    fn ask_patrol(&self, local: &Local) -> Result<(), NotMapped> {
+        let next = { self.arena() }.load(words::PATROLS)?.wrapping_add(1);
+        if local.patrol.swap(next, Relaxed) != next {
+            let (link, number) = self.object.link();
+            link.say(number, Says::Patrol);
+        }
+        Ok(())
     }
 
     /// How many items are in the queue.
@@ -256,7 +256,7 @@ impl Core {
         let Ok(local) = self.local() else { return };
         let mut hand = self.hand(local);
         // Fails only where memory that is in use could not be mapped.
-        let _ = deal::close(&mut hand);
+        let _ = deal::close(&mut hand, local.who);
     }
 
     /// An item that this process has got is done with. False if there is none.
@@ -264,7 +264,7 @@ impl Core {
         self.check()?;
         let local = self.local()?;
         let mut hand = self.hand(local);
-        Ok(deal::done(&mut hand, local.seat)?)
+        Ok(deal::done(&mut hand, local.who)?)
     }
 
     /// Waits until every item is done with.
@@ -320,7 +320,7 @@ impl Core {
         let mut arena = self.arena();
         let near = local.near_slot.load(Relaxed);
         let too_many = || Trouble::System(io::ErrorKind::OutOfMemory.into());
-        let slot = steps::claim(&mut arena, local.me, near)?.ok_or_else(too_many)?;
+        let slot = steps::claim(&mut arena, local.who.me, near)?.ok_or_else(too_many)?;
         local.near_slot.store(slot + 1, Relaxed);
         let mut filled = Filled {
             core: Arc::clone(self),
@@ -349,8 +349,8 @@ impl Core {
             filled.outgoing = Some(rest);
             if n_fds > 0 {
                 let number = local.next_deposit.fetch_add(1, Relaxed);
-                filled.deposit = Some((local.me, number));
-                arena.store(words::key(slot), keep::key(local.me, number))?;
+                filled.deposit = Some((local.who.me, number));
+                arena.store(words::key(slot), keep::key(local.who.me, number))?;
                 let (link, object) = self.object.link();
                 link.say_with(object, Says::Deposit(number), fds);
             }
@@ -368,7 +368,7 @@ impl Core {
         };
         let local = self.local()?;
         let near = local.near_seat.load(Relaxed);
-        let put = deal::put(&mut self.hand(local), local.me, slot, near)?;
+        let put = deal::put(&mut self.hand(local), local.who, slot, near)?;
         match put {
             Put::Done => (),
             Put::Full => return Ok(false),
@@ -403,7 +403,7 @@ impl Core {
         let local = self.local()?;
         let mut hand = self.hand(local);
         let near = local.near_seat.load(Relaxed);
-        let slot = match deal::take(&mut hand, local.me, near)? {
+        let slot = match deal::take(&mut hand, local.who, near)? {
             Got::Slot(slot) => slot,
             Got::Empty => return Ok(None),
             Got::Closed => return Err(Trouble::Closed),
@@ -482,7 +482,7 @@ impl Core {
         }
         let _first = local.turnstiles[what as usize].blocking_lock();
         let mut waiter = Waiter::new(self, local, what, Wake::Futex)?;
-        let word = self.arena().futex(local.seat);
+        let word = self.arena().futex(local.who.seat);
         loop {
             let seen = word.load(SeqCst);
             if let Some(found) = waiter.look(&mut look) {
@@ -531,14 +531,12 @@ impl Local {
         })?;
         Ok(Self {
             epoch: fork_epoch::current(),
-            me,
-            seat,
+            who: Dealer { me, seat },
             turnstiles: Default::default(),
             near_slot: AtomicUsize::new(0),
             near_seat: AtomicUsize::new(0),
             next_deposit: AtomicU32::new(1),
-            patrolled: AtomicU64::new(0),
-            start: Instant::now() - PATIENCE,
+            patrol: AtomicU64::new(0),
             hopes: Default::default(),
         })
     }
@@ -582,7 +580,7 @@ struct Waiter<'a> {
 
 impl<'a> Waiter<'a> {
     fn new(core: &'a Core, local: &'a Local, what: For, wake: Wake) -> Result<Self, Trouble> {
-        let looks = wait::begin(&mut core.arena(), local.seat, what, wake)?;
+        let looks = deal::begin_wait(&mut core.hand(local), local.who.seat, what, wake)?;
         Ok(Self {
             core,
             local,
@@ -612,7 +610,7 @@ impl<'a> Waiter<'a> {
             return Ok(Some(found));
         }
         let mut arena = self.core.arena();
-        wait::again(&mut arena, self.local.seat, self.what, self.wake)?;
+        wait::again(&mut arena, self.local.who.seat, self.what, self.wake)?;
         look()
     }
 }
@@ -623,7 +621,7 @@ impl Drop for Waiter<'_> {
             return;
         }
         let mut hand = self.core.hand(self.local);
-        let _ = deal::end_wait(&mut hand, self.local.seat, self.what);
+        let _ = deal::end_wait(&mut hand, self.local.who.seat, self.what);
     }
 }
 
@@ -722,7 +720,7 @@ impl Taken {
             if let Some(slot) = self.slot.take() {
                 let core = &self.core;
                 let let_go = || core.forget_fds(slot);
-                deal::leave(&mut core.hand(local), local.me, local.seat, slot, let_go)?;
+                deal::leave(&mut core.hand(local), local.who, slot, let_go)?;
             }
             let mut unseen = Unseen(Some(&self.core));
             let value = decode_whole(is_whole, bytes, decode)?;
@@ -740,7 +738,7 @@ impl Taken {
             let is_whole = self.read(bytes)?;
             let local = self.core.local()?;
             if let Some(slot) = self.slot {
-                steps::lease(&mut self.core.arena(), local.me, slot)?;
+                steps::lease(&mut self.core.arena(), local.who.me, slot)?;
             }
             let mut unseen = UnseenLease(Some(Leased(self)));
             let value = decode_whole(is_whole, bytes, decode)?;
@@ -803,7 +801,7 @@ impl Drop for Taken {
             return;
         };
         let mut hand = self.core.hand(local);
-        let _ = deal::put_back(&mut hand, local.me, slot, local.seat + 1);
+        let _ = deal::put_back(&mut hand, local.who, slot, local.who.seat + 1);
     }
 }
 
@@ -825,7 +823,7 @@ impl Leased {
         let let_go = || core.forget_fds(slot);
         Ok(deal::settle_lease(
             &mut core.hand(local),
-            local.me,
+            local.who,
             slot,
             let_go,
         )?)

@@ -286,9 +286,9 @@ impl Memory for &Arena {
 
     // Relaxed: an old value is as good as a new one, but for having to look more often.
     #[inline]
-    fn recall(&self, word: usize) -> Option<u64> {
-        let seen = self.seen[place_of(word)?].load(Relaxed);
-        (seen != 0).then_some(seen)
+    fn recall(&mut self, word: usize) -> Result<Option<u64>, NotMapped> {
+        let seen = place_of(word).map_or(0, |place| self.seen[place].load(Relaxed));
+        Ok((seen != 0).then_some(seen))
     }
 
     #[inline]
@@ -305,13 +305,19 @@ impl Memory for &Arena {
 }
 
 /// A queue's memory with a way to ring bells.
-pub(crate) struct WithBells<'a, R> {
+pub(crate) struct WithBells<'a, R, A> {
     pub(crate) arena: &'a Arena,
     /// Wakes the process in a seat, by its bell or as a thread.
     pub(crate) ring: R,
+    /// Has the broker patrol in a while.
+    pub(crate) ask: A,
 }
 
-impl<R: FnMut(usize, Wake) -> Result<(), NotMapped>> Memory for WithBells<'_, R> {
+impl<R, A> Memory for WithBells<'_, R, A>
+where
+    R: FnMut(usize, Wake) -> Result<(), NotMapped>,
+    A: FnMut() -> Result<(), NotMapped>,
+{
     type Stop = NotMapped;
 
     #[inline]
@@ -357,8 +363,9 @@ impl<R: FnMut(usize, Wake) -> Result<(), NotMapped>> Memory for WithBells<'_, R>
     }
 
     #[inline]
-    fn recall(&self, word: usize) -> Option<u64> {
-        self.arena.recall(word)
+    fn recall(&mut self, word: usize) -> Result<Option<u64>, NotMapped> {
+        let mut arena = self.arena;
+        arena.recall(word)
     }
 
     #[inline]
@@ -373,8 +380,17 @@ impl<R: FnMut(usize, Wake) -> Result<(), NotMapped>> Memory for WithBells<'_, R>
     }
 }
 
-impl<R: FnMut(usize, Wake) -> Result<(), NotMapped>> Bells for WithBells<'_, R> {
+impl<R, A> Bells for WithBells<'_, R, A>
+where
+    R: FnMut(usize, Wake) -> Result<(), NotMapped>,
+    A: FnMut() -> Result<(), NotMapped>,
+{
     fn ring(&mut self, seat: usize, wake: Wake) -> Result<(), NotMapped> {
         (self.ring)(seat, wake)
+    }
+
+    #[inline]
+    fn ask_patrol(&mut self) -> Result<(), NotMapped> {
+        (self.ask)()
     }
 }

@@ -4,47 +4,53 @@ use super::steps::{self, Got, Put};
 use super::wait::{self, Bells};
 use super::words::{For, LIMIT, OPTIONS, UNREAD};
 use crate::broker::memory::Rule;
+use crate::broker::slot::Wake;
+
+/// Who deals: its number, and where it sits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dealer {
+    pub(crate) me: u32,
+    pub(crate) seat: usize,
+}
 
 /// Puts the slot that we filled, and wakes whoever should look.
 #[inline]
 pub(crate) fn put<M: Bells>(
     memory: &mut M,
-    me: u32,
+    who: Dealer,
     slot: usize,
     near: usize,
 ) -> Result<Put, M::Stop> {
-    if memory.breaks(Rule::QueueWakesAfterLink) {
-        wait::wake_one(memory, For::Item, near)?;
-        return steps::publish(memory, me, slot);
-    }
-    let put = steps::publish(memory, me, slot)?;
-    if put == Put::Done {
-        wait::wake_one(memory, For::Item, near)?;
-        if memory.load(LIMIT)? != 0 {
-            // Whoever made room for more than us may have been stopped before it told.
-            wait::serve_any(memory, For::Room, near)?;
+    wait::announced(memory, who.seat, &[For::Item], |memory| {
+        if memory.breaks(Rule::QueueWakesAfterLink) {
+            wait::wake_one(memory, For::Item, near)?;
+            return steps::publish(memory, who.me, slot);
         }
-    }
-    Ok(put)
+        let put = steps::publish(memory, who.me, slot)?;
+        if put == Put::Done {
+            wait::wake_one(memory, For::Item, near)?;
+        }
+        Ok(put)
+    })
 }
 
 /// Takes the first item, and wakes whoever should look. The end has come when nobody has an item in
 /// hand either.
 #[inline]
-pub(crate) fn take<M: Bells>(memory: &mut M, me: u32, near: usize) -> Result<Got, M::Stop> {
-    let got = steps::take(memory, me)?;
+pub(crate) fn take<M: Bells>(memory: &mut M, who: Dealer, near: usize) -> Result<Got, M::Stop> {
+    let got = match memory.load(LIMIT)? {
+        0 => steps::take(memory, who.me)?,
+        _ => wait::announced(memory, who.seat, &[For::Room], |memory| {
+            let got = steps::take(memory, who.me)?;
+            if let Got::Slot(_) = got {
+                wait::serve_any(memory, For::Room, near)?;
+            }
+            Ok(got)
+        })?,
+    };
     if got == Got::Closed && steps::is_any_out(memory)? {
         // An item that somebody has may come back.
         return Ok(Got::Empty);
-    }
-    if let Got::Slot(_) = got {
-        if memory.load(LIMIT)? != 0 {
-            wait::serve_any(memory, For::Room, near)?;
-        }
-        if !memory.breaks(Rule::QueueTakerWakesNext) {
-            // Whoever put what is left may have been stopped before it told.
-            wait::serve_any(memory, For::Item, near)?;
-        }
     }
     Ok(got)
 }
@@ -52,22 +58,24 @@ pub(crate) fn take<M: Bells>(memory: &mut M, me: u32, near: usize) -> Result<Got
 /// Puts back the item whose slot we took.
 pub(crate) fn put_back<M: Bells>(
     memory: &mut M,
-    me: u32,
+    who: Dealer,
     slot: usize,
     near: usize,
 ) -> Result<(), M::Stop> {
-    steps::put_back(memory, slot)?;
-    // It was counted by an exchange, so the broker sees the item or we see what it says.
-    if steps::is_unread(memory)? {
-        return throw_away(memory, me);
-    }
-    wait::serve_any(memory, For::Item, near)
+    wait::announced(memory, who.seat, &[For::Item], |memory| {
+        steps::put_back(memory, slot)?;
+        // It was counted by an exchange, so the broker sees the item or we see what it says.
+        if steps::is_unread(memory)? {
+            return throw_away(memory, who.me);
+        }
+        wait::serve_any(memory, For::Item, near)
+    })
 }
 
 /// Nobody can get any more: lets nothing in, and drops what is left.
 pub(crate) fn abandon<M: Bells>(memory: &mut M) -> Result<(), M::Stop> {
     memory.set_bits(OPTIONS, UNREAD)?;
-    close(memory)?;
+    shut(memory)?;
     throw_away(memory, 0)
 }
 
@@ -77,46 +85,71 @@ pub(crate) fn throw_away<M: Bells>(memory: &mut M, me: u32) -> Result<(), M::Sto
     wait::serve_any(memory, For::Done, 0)
 }
 
-/// We have got the item whose slot we took: `seat` owes that it is done with. For `let_go` see
+/// We have got the item whose slot we took, and owe that it is done with. For `let_go` see
 /// [`steps::discard`].
 #[inline]
 pub(crate) fn leave<M: Bells>(
     memory: &mut M,
-    me: u32,
-    seat: usize,
+    who: Dealer,
     slot: usize,
     let_go: impl FnOnce(),
 ) -> Result<(), M::Stop> {
-    steps::leave(memory, me, seat, slot, let_go)?;
-    tell_the_last(memory)
+    // At a closed queue this may be the end.
+    wait::announced(memory, who.seat, &[For::Item], |memory| {
+        steps::leave(memory, who.me, who.seat, slot, let_go)?;
+        tell_the_last(memory)
+    })
 }
 
 /// The item that we have leased is done with. For `let_go` see [`steps::discard`].
 pub(crate) fn settle_lease<M: Bells>(
     memory: &mut M,
-    me: u32,
+    who: Dealer,
     slot: usize,
     let_go: impl FnOnce(),
 ) -> Result<(), M::Stop> {
-    steps::discard(memory, me, slot, let_go)?;
-    wait::serve_any(memory, For::Done, 0)?;
-    tell_the_last(memory)
+    wait::announced(memory, who.seat, &[For::Item, For::Done], |memory| {
+        steps::discard(memory, who.me, slot, let_go)?;
+        wait::serve_any(memory, For::Done, 0)?;
+        tell_the_last(memory)
+    })
 }
 
 /// An item that was got is done with. False if there is none.
-pub(crate) fn done<M: Bells>(memory: &mut M, seat: usize) -> Result<bool, M::Stop> {
-    let was_one = steps::done(memory, seat)?;
-    if was_one {
-        wait::serve_any(memory, For::Done, 0)?;
-    }
-    Ok(was_one)
+pub(crate) fn done<M: Bells>(memory: &mut M, who: Dealer) -> Result<bool, M::Stop> {
+    wait::announced(memory, who.seat, &[For::Done], |memory| {
+        let was_one = steps::done(memory, who.seat)?;
+        if was_one {
+            wait::serve_any(memory, For::Done, 0)?;
+        }
+        Ok(was_one)
+    })
 }
 
 /// Lets nothing in any more, and tells everybody.
-pub(crate) fn close<M: Bells>(memory: &mut M) -> Result<(), M::Stop> {
+pub(crate) fn close<M: Bells>(memory: &mut M, who: Dealer) -> Result<(), M::Stop> {
+    wait::announced(memory, who.seat, &[For::Item, For::Room], shut)
+}
+
+/// The same for the broker.
+pub(crate) fn shut<M: Bells>(memory: &mut M) -> Result<(), M::Stop> {
     steps::close(memory)?;
     wait::wake_all(memory, For::Item)?;
     wait::wake_all(memory, For::Room)
+}
+
+/// Says that we wait. True: whoever calls looks now whether it still has to.
+pub(crate) fn begin_wait<M: Bells>(
+    memory: &mut M,
+    seat: usize,
+    what: For,
+    wake: Wake,
+) -> Result<bool, M::Stop> {
+    let looks = wait::begin(memory, seat, what, wake)?;
+    if !memory.breaks(Rule::QueueWaiterAnnounces) {
+        memory.ask_patrol()?;
+    }
+    Ok(looks)
 }
 
 /// Ends a wait, whatever came of it.
@@ -157,24 +190,28 @@ mod tests {
         let mut memory = WithBells {
             arena: &arena,
             ring: |_, _| Ok(()),
+            ask: || Ok(()),
         };
         steps::create(&mut memory, 0, false).unwrap();
+        let dealer = |me| Dealer { me, seat: 0 };
         let slot = steps::claim(&mut memory, 1, 0).unwrap().unwrap();
         memory.store(words::key(slot), 77).unwrap();
         memory.store(words::len(slot), 1 << 48).unwrap();
-        put(&mut memory, 1, slot, 0).unwrap();
-        assert_eq!(take(&mut memory, 2, 0).unwrap(), Got::Slot(slot));
+        put(&mut memory, dealer(1), slot, 0).unwrap();
+        assert_eq!(take(&mut memory, dealer(2), 0).unwrap(), Got::Slot(slot));
 
         let mut keys = Vec::new();
-        leave(&mut memory, 2, 0, slot, || {
+        leave(&mut memory, dealer(2), slot, || {
             // Killed here.
             let ring = |_, _| Ok(());
+            let ask = || Ok(());
             let mut memory = WithBells {
                 arena: &arena,
                 ring,
+                ask,
             };
             sweep::sweep(&mut memory, 2, &mut keys).unwrap();
-            assert_eq!(take(&mut memory, 3, 0).unwrap(), Got::Empty);
+            assert_eq!(take(&mut memory, dealer(3), 0).unwrap(), Got::Empty);
         })
         .unwrap();
 

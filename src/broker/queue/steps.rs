@@ -109,7 +109,7 @@ fn claim_near<M: Memory>(
 ) -> Result<Option<usize>, M::Stop> {
     let n_slots = n_slots(memory)?;
     let limit = memory.load(LIMIT)?.cast_signed();
-    let tail = memory.recall(TAIL).map(words::position);
+    let tail = memory.recall(TAIL)?.map(words::position);
     let mut head = None;
     let mut place = near;
     for _ in 0..n_looks.min(n_slots) {
@@ -244,60 +244,60 @@ pub(crate) fn free_blocks<M: Memory>(memory: &mut M, slot: usize) -> Result<(), 
 /// Puts the slot that we filled into the queue.
 #[inline]
 pub(crate) fn publish<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result<Put, M::Stop> {
+    let put = memory.rounds(TRIES, |memory| try_to_link(memory, me, slot))?;
+    Ok(put.unwrap_or(Put::Closed))
+}
+
+/// Nothing if it is worth trying again.
+#[inline]
+fn try_to_link<M: Memory>(memory: &mut M, me: u32, slot: usize) -> Result<Option<Put>, M::Stop> {
     let limit = memory.load(LIMIT)?;
-    for _ in 0..TRIES {
-        let tail = memory.load(TAIL)?;
-        let last = words::slot(tail);
-        let next = memory.load(words::next(last))?;
-        if words::position(next) != words::position(tail) {
-            // The tail has moved on, and this slot has been used again.
-            continue;
-        }
-        if words::is_closed(next) {
-            return Ok(Put::Closed);
-        }
-        if !words::is_end(next) {
-            advance_tail(memory, tail, words::slot(next))?;
-            continue;
-        }
-        let has_room = |head| {
-            let n = words::distance(words::position(head), words::position(tail));
-            (0..limit.cast_signed().min(WINDOW)).contains(&n)
-        };
-        if limit != 0 && !memory.recall(HEAD).is_some_and(has_room) {
-            let head = memory.load(HEAD)?;
-            memory.remember(HEAD, head);
-            let n = words::distance(words::position(head), words::position(tail));
-            let slack = i64::from(memory.breaks(Rule::QueueLimitIsExact));
-            if n >= limit.cast_signed() + slack {
-                if !memory.breaks(Rule::QueueFullMovesHead) && head_is_behind(memory, head)? {
-                    continue;
-                }
-                if memory.load(HEAD)? != head {
-                    continue;
-                }
-                return Ok(Put::Full);
+    let tail = memory.load(TAIL)?;
+    let last = words::slot(tail);
+    let next = memory.load(words::next(last))?;
+    if words::position(next) != words::position(tail) {
+        // The tail has moved on, and this slot has been used again.
+        return Ok(None);
+    }
+    if words::is_closed(next) {
+        return Ok(Some(Put::Closed));
+    }
+    if !words::is_end(next) {
+        advance_tail(memory, tail, words::slot(next))?;
+        return Ok(None);
+    }
+    let has_room = |head| {
+        let n = words::distance(words::position(head), words::position(tail));
+        (0..limit.cast_signed().min(WINDOW)).contains(&n)
+    };
+    if limit != 0 && !memory.recall(HEAD)?.is_some_and(has_room) {
+        let head = memory.load(HEAD)?;
+        memory.remember(HEAD, head);
+        let n = words::distance(words::position(head), words::position(tail));
+        let slack = i64::from(memory.breaks(Rule::QueueLimitIsExact));
+        if n >= limit.cast_signed() + slack {
+            let completes = !memory.breaks(Rule::QueueFullMovesHead);
+            if completes && head_is_behind(memory, head)? || memory.load(HEAD)? != head {
+                return Ok(None);
             }
-        }
-        memory.remember(TAIL, tail);
-        let position = words::after(words::position(tail));
-        memory.store(words::state(slot), State::word(Kind::Writing, me, position))?;
-        memory.store(words::next(slot), words::end(position))?;
-        let linked = words::link(words::position(tail), slot);
-        if memory.breaks(Rule::QueueLinkIsOneStep) {
-            memory.store(words::next(last), linked)?;
-            advance_tail(memory, tail, slot)?;
-            return Ok(Put::Done);
-        }
-        if memory
-            .replace(words::next(last), next, linked, AcqRel)?
-            .is_ok()
-        {
-            advance_tail(memory, tail, slot)?;
-            return Ok(Put::Done);
+            return Ok(Some(Put::Full));
         }
     }
-    Ok(Put::Closed)
+    memory.remember(TAIL, tail);
+    let position = words::after(words::position(tail));
+    memory.store(words::state(slot), State::word(Kind::Writing, me, position))?;
+    memory.store(words::next(slot), words::end(position))?;
+    let linked = words::link(words::position(tail), slot);
+    if memory.breaks(Rule::QueueLinkIsOneStep) {
+        memory.store(words::next(last), linked)?;
+    } else if memory
+        .replace(words::next(last), next, linked, AcqRel)?
+        .is_err()
+    {
+        return Ok(None);
+    }
+    advance_tail(memory, tail, slot)?;
+    Ok(Some(Put::Done))
 }
 
 /// Moves the head if the item behind it has been taken. True if it is worth looking again.
@@ -353,7 +353,7 @@ fn advance_head<M: Memory>(memory: &mut M, head: u64, slot: usize) -> Result<(),
         let n = words::distance(words::position(head), words::position(tail));
         (1..=WINDOW).contains(&n)
     };
-    if !memory.recall(TAIL).is_some_and(is_behind) {
+    if !memory.recall(TAIL)?.is_some_and(is_behind) {
         let tail = memory.load(TAIL)?;
         memory.remember(TAIL, tail);
         if tail == head {
@@ -370,47 +370,49 @@ pub(crate) fn take<M: Memory>(memory: &mut M, me: u32) -> Result<Got, M::Stop> {
     if let Some(slot) = take_returned(memory, me)? {
         return Ok(Got::Slot(slot));
     }
-    for _ in 0..TRIES {
-        let head = memory.load(HEAD)?;
-        let next = memory.load(words::next(words::slot(head)))?;
-        if words::position(next) != words::position(head) {
-            // The head has moved on, and this slot has been used again.
-            continue;
-        }
-        if words::is_end(next) {
-            return Ok(Got::Empty);
-        }
-        if words::is_closed(next) {
-            return Ok(Got::Closed);
-        }
-        let first = words::slot(next);
-        let position = words::after(words::position(head));
-        let word = memory.load(words::state(first))?;
-        let state = State::of(word);
-        if state.position == position && state.kind == Kind::Writing {
-            // Linked a moment ago, and its writer was stopped or killed right then.
-            advance_tail(memory, head, first)?;
-            continue;
-        }
-        if state.position == position && state.kind == Kind::Full {
-            let mine = State::word(Kind::Reading, me, position);
-            if memory.breaks(Rule::QueueTakeIsOneStep) {
-                memory.store(words::state(first), mine)?;
-                advance_head(memory, head, first)?;
-                return Ok(Got::Slot(first));
-            }
-            if memory
-                .replace(words::state(first), word, mine, AcqRel)?
-                .is_ok()
-            {
-                advance_head(memory, head, first)?;
-                return Ok(Got::Slot(first));
-            }
-            continue;
-        }
-        advance_head(memory, head, first)?;
+    let got = memory.rounds(TRIES, |memory| try_to_take(memory, me))?;
+    Ok(got.unwrap_or(Got::Closed))
+}
+
+/// Nothing if it is worth trying again.
+#[inline]
+fn try_to_take<M: Memory>(memory: &mut M, me: u32) -> Result<Option<Got>, M::Stop> {
+    let head = memory.load(HEAD)?;
+    let next = memory.load(words::next(words::slot(head)))?;
+    if words::position(next) != words::position(head) {
+        // The head has moved on, and this slot has been used again.
+        return Ok(None);
     }
-    Ok(Got::Closed)
+    if words::is_end(next) {
+        return Ok(Some(Got::Empty));
+    }
+    if words::is_closed(next) {
+        return Ok(Some(Got::Closed));
+    }
+    let first = words::slot(next);
+    let position = words::after(words::position(head));
+    let word = memory.load(words::state(first))?;
+    let state = State::of(word);
+    if state.position == position && state.kind == Kind::Writing {
+        // Linked a moment ago, and its writer was stopped or killed right then.
+        advance_tail(memory, head, first)?;
+        return Ok(None);
+    }
+    let mut is_ours = false;
+    if state.position == position && state.kind == Kind::Full {
+        let mine = State::word(Kind::Reading, me, position);
+        if memory.breaks(Rule::QueueTakeIsOneStep) {
+            memory.store(words::state(first), mine)?;
+        } else if memory
+            .replace(words::state(first), word, mine, AcqRel)?
+            .is_err()
+        {
+            return Ok(None);
+        }
+        is_ours = true;
+    }
+    advance_head(memory, head, first)?;
+    Ok(is_ours.then_some(Got::Slot(first)))
 }
 
 /// Takes the oldest item that was put back.
@@ -430,15 +432,16 @@ fn search_returned<M: Memory>(
     returns: u64,
 ) -> Result<Option<usize>, M::Stop> {
     let seen = memory.load(RETURNS_SEEN)?;
-    while let Some((slot, word)) = oldest_returned(memory)? {
-        let position = State::of(word).position;
-        let mine = State::word(Kind::Reading, me, position);
-        if memory
-            .replace(words::state(slot), word, mine, AcqRel)?
-            .is_ok()
-        {
-            return Ok(Some(slot));
-        }
+    let found = memory.rounds(TRIES, |memory| {
+        let Some((slot, word)) = oldest_returned(memory)? else {
+            return Ok(Some(None));
+        };
+        let mine = State::word(Kind::Reading, me, State::of(word).position);
+        let taken = memory.replace(words::state(slot), word, mine, AcqRel)?;
+        Ok(taken.is_ok().then_some(Some(slot)))
+    })?;
+    if let Some(Some(slot)) = found {
+        return Ok(Some(slot));
     }
     // What is put back from now on is counted afterwards.
     let _ = memory.replace(RETURNS_SEEN, seen, returns, AcqRel)?;
@@ -533,18 +536,18 @@ pub(crate) fn put_back<M: Memory>(memory: &mut M, slot: usize) -> Result<(), M::
 
 /// Has getters look for items that were put back.
 pub(crate) fn count_return<M: Memory>(memory: &mut M) -> Result<(), M::Stop> {
-    add(memory, RETURNS)
+    add(memory, RETURNS, 1)
 }
 
 #[inline]
 fn owe<M: Memory>(memory: &mut M, seat: usize) -> Result<(), M::Stop> {
-    add(memory, words::owed(seat))
+    add(memory, words::owed(seat), 1)
 }
 
 #[inline]
-fn add<M: Memory>(memory: &mut M, word: usize) -> Result<(), M::Stop> {
+pub(super) fn add<M: Memory>(memory: &mut M, word: usize, n: u64) -> Result<(), M::Stop> {
     let mut seen = memory.load(word)?;
-    while let Err(now) = memory.replace(word, seen, seen.wrapping_add(1), AcqRel)? {
+    while let Err(now) = memory.replace(word, seen, seen.wrapping_add(n), AcqRel)? {
         seen = now;
     }
     Ok(())
@@ -648,29 +651,29 @@ fn any_slot<M: Memory>(memory: &mut M, is_it: impl Fn(State) -> bool) -> Result<
 
 /// Completes what a put left half done; the tail. Nothing if the words make no sense.
 pub(crate) fn settle<M: Memory>(memory: &mut M) -> Result<Option<u64>, M::Stop> {
-    for _ in 0..TRIES {
+    memory.rounds(TRIES, |memory| {
         let tail = memory.load(TAIL)?;
         let next = memory.load(words::next(words::slot(tail)))?;
         if words::position(next) != words::position(tail) {
-            continue;
+            return Ok(None);
         }
         if words::is_end(next) || words::is_closed(next) {
             return Ok(Some(tail));
         }
         advance_tail(memory, tail, words::slot(next))?;
-    }
-    Ok(None)
+        Ok(None)
+    })
 }
 
 /// How many items are in the queue.
 pub(crate) fn count<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
-    for _ in 0..TRIES {
+    let n = memory.rounds(TRIES, |memory| {
         let Some(tail) = settle(memory)? else {
-            break;
+            return Ok(Some(0));
         };
         let head = memory.load(HEAD)?;
         if head_is_behind(memory, head)? {
-            continue;
+            return Ok(None);
         }
         let mut returned = 0;
         let returns = memory.load(RETURNS)?;
@@ -681,56 +684,48 @@ pub(crate) fn count<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
             }
         }
         // Neither has moved, so both were there at one moment.
-        if settle(memory)? == Some(tail)
+        let is_right = settle(memory)? == Some(tail)
             && memory.load(HEAD)? == head
             && !head_is_behind(memory, head)?
-            && memory.load(RETURNS)? == returns
-        {
-            let n = words::distance(words::position(head), words::position(tail));
-            return Ok(n.max(0) as usize + returned);
-        }
-    }
-    Ok(0)
+            && memory.load(RETURNS)? == returns;
+        let n = words::distance(words::position(head), words::position(tail));
+        Ok(is_right.then_some(n.max(0) as usize + returned))
+    })?;
+    Ok(n.unwrap_or(0))
 }
 
 /// Lets nothing in any more. False if that was so before.
 pub(crate) fn close<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
-    for _ in 0..TRIES {
+    let is_new = memory.rounds(TRIES, |memory| {
         let Some(tail) = settle(memory)? else {
-            break;
+            return Ok(Some(false));
         };
         let position = words::position(tail);
         let word = words::next(words::slot(tail));
         let next = memory.load(word)?;
-        if words::position(next) != position {
-            continue;
+        if words::position(next) == position && words::is_closed(next) {
+            return Ok(Some(false));
         }
-        if words::is_closed(next) {
-            return Ok(false);
+        if words::position(next) != position || !words::is_end(next) {
+            return Ok(None);
         }
-        if words::is_end(next)
-            && memory
-                .replace(word, next, words::closed(position), AcqRel)?
-                .is_ok()
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+        let closed = memory.replace(word, next, words::closed(position), AcqRel)?;
+        Ok(closed.is_ok().then_some(true))
+    })?;
+    Ok(is_new.unwrap_or(false))
 }
 
 /// Whether nothing gets in any more.
 pub(crate) fn is_closed<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
-    for _ in 0..TRIES {
+    let is_closed = memory.rounds(TRIES, |memory| {
         let Some(tail) = settle(memory)? else {
-            break;
+            return Ok(Some(true));
         };
         let next = memory.load(words::next(words::slot(tail)))?;
-        if words::position(next) == words::position(tail) {
-            return Ok(words::is_closed(next));
-        }
-    }
-    Ok(true)
+        let is_same = words::position(next) == words::position(tail);
+        Ok(is_same.then_some(words::is_closed(next)))
+    })?;
+    Ok(is_closed.unwrap_or(true))
 }
 
 /// Whether an item could be got now, or the end be seen, so that somebody who waits for one should

@@ -6,7 +6,7 @@
 
 use super::steps;
 use super::wait::{self, Bells};
-use super::words::{self, BLOCKS, For, Kind, MOST, SEATS_MAX, State};
+use super::words::{self, BLOCKS, For, Kind, MOST, PATROLS, SEATS_MAX, State};
 use crate::broker::memory::Rule;
 
 /// Repairs what `client` left behind, which is dead or has no handle any more. The keys of
@@ -83,6 +83,7 @@ fn stand_up<M: Bells>(memory: &mut M, client: u32) -> Result<(), M::Stop> {
         for what in [For::Item, For::Room, For::Done] {
             wait::end(memory, seat, what)?;
         }
+        memory.store(words::acting(seat), 0)?;
         // First: whoever joins is looked for afterwards.
         memory.store_first(words::owed(seat), 0)?;
         memory.store(words::owner(seat), 0)?;
@@ -90,12 +91,18 @@ fn stand_up<M: Bells>(memory: &mut M, client: u32) -> Result<(), M::Stop> {
     Ok(())
 }
 
-/// Looks after sleepers that were woken and are stopped. True if it is worth looking again.
+/// Looks after sleepers that somebody who is stopped should have woken, or was woken for. True if it is
+/// worth looking again.
 pub(crate) fn patrol<M: Bells>(memory: &mut M) -> Result<bool, M::Stop> {
+    // First: who asked before needs not ask again until we begin.
+    let n_patrols = memory.load(PATROLS)?;
+    memory.store_first(PATROLS, n_patrols.wrapping_add(1))?;
     if memory.breaks(Rule::QueuePatrols) {
         return Ok(false);
     }
-    let item = wait::patrol(memory, For::Item)?;
-    let room = wait::patrol(memory, For::Room)?;
-    Ok(item || room)
+    let mut again = false;
+    for what in [For::Item, For::Room, For::Done] {
+        again |= wait::patrol(memory, what)?;
+    }
+    Ok(again)
 }

@@ -11,11 +11,13 @@
 //! - A note is for one turn of the sleeper only, and each look that finds nothing begins another turn,
 //!   so a note that comes late hits nothing.
 //! - Whoever ends a wait, by success or by giving up, wakes another one if there is something: it may
-//!   have been woken for that. Whoever takes something does so too, as a waker may have been stopped
-//!   before it rang. And so does every death.
-//! - A sleeper that was woken and is *stopped*, or stopped while it begins another turn, is passed
-//!   over after a while by the broker, which looks at the queue some milliseconds after a wake-up (a
-//!   *patrol*), as long as it finds somebody to wake, and at no other time.
+//!   have been woken for that. And so does every death.
+//! - Against processes that are *stopped* the broker looks at the queue some milliseconds after it was
+//!   asked to (a *patrol*), and again as long as it finds somebody to wake, at no other time. It is
+//!   asked by each ring, as the sleeper may be stopped before it acts on it; by whoever is about to
+//!   make something possible and sees a sleeper, as it may be stopped before it rings, and then it
+//!   looks again until that has rung; and by whoever begins to wait, as those who are about to have
+//!   not seen it.
 //!
 //! While a sleeper is on its way, nobody rings it again: a batch costs one system call.
 
@@ -30,6 +32,9 @@ use crate::broker::slot::Wake;
 pub(crate) trait Bells: Memory {
     /// Has the waiters in this seat look again.
     fn ring(&mut self, seat: usize, wake: Wake) -> Result<(), Self::Stop>;
+
+    /// Has the broker patrol in a while.
+    fn ask_patrol(&mut self) -> Result<(), Self::Stop>;
 }
 
 /// Takes a seat that nobody has. Nothing if all are taken.
@@ -125,6 +130,41 @@ pub(crate) fn is_any<M: Memory>(memory: &mut M, what: For) -> Result<bool, M::St
     Ok(false)
 }
 
+/// Carries out `act`, which makes something possible and tells those who wait for it. If somebody does,
+/// the broker looks after them until we have, in case we are stopped before.
+#[inline]
+pub(crate) fn announced<M: Bells, R>(
+    memory: &mut M,
+    seat: usize,
+    what: &[For],
+    act: impl FnOnce(&mut M) -> Result<R, M::Stop>,
+) -> Result<R, M::Stop> {
+    let mut is_any = false;
+    for what in what {
+        is_any = is_any || self::is_any(memory, *what)?;
+    }
+    if !is_any || memory.breaks(Rule::QueueAnnounces) {
+        return act(memory);
+    }
+    let acting = words::acting(seat);
+    steps::add(memory, acting, 1)?;
+    memory.ask_patrol()?;
+    let result = act(memory);
+    steps::add(memory, acting, u64::MAX)?;
+    result
+}
+
+/// Whether somebody has announced something and not told yet.
+fn is_any_acting<M: Memory>(memory: &mut M) -> Result<bool, M::Stop> {
+    let n_seats = memory.load(SEATS)?.min(SEATS_MAX as u64) as usize;
+    for seat in 0..n_seats {
+        if memory.load(words::acting(seat))? != 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Wakes one that waits and has not been woken, if there is one. `near` is the seat to look at first.
 #[inline]
 pub(crate) fn wake_one<M: Bells>(memory: &mut M, what: For, near: usize) -> Result<bool, M::Stop> {
@@ -186,7 +226,7 @@ pub(crate) fn serve<M: Bells>(memory: &mut M, what: For, near: usize) -> Result<
             Ok(())
         };
     }
-    // Whoever takes something wakes the next one if there is more, so one is enough; if it should be
+    // Whoever ends its wait wakes the next one if there is more, so one is enough; if it should be
     // stopped, the patrol goes on.
     if steps::is_there(memory, what)? {
         wake_one(memory, what, near)?;
@@ -218,13 +258,16 @@ fn wake<M: Bells>(memory: &mut M, seat: usize, what: For) -> Result<bool, M::Sto
     }
 }
 
-/// Wakes one more that sleeps although there is something for it: whoever was woken for that, or was
-/// about to look, may be stopped. True if it is worth looking again after a while.
+/// Wakes one more that sleeps although there is something for it: whoever was woken for that, or should
+/// have woken it, may be stopped. True if it is worth looking again after a while.
 pub(crate) fn patrol<M: Bells>(memory: &mut M, what: For) -> Result<bool, M::Stop> {
-    if !is_any(memory, what)? || !steps::is_there(memory, what)? {
+    if !is_any(memory, what)? {
         return Ok(false);
     }
-    wake_one(memory, what, 0)
+    // First: who is done by then has told.
+    let is_any_acting = is_any_acting(memory)?;
+    let is_there = steps::is_there(memory, what)?;
+    Ok(is_there && wake_one(memory, what, 0)? || is_any_acting)
 }
 
 #[inline]

@@ -46,6 +46,8 @@ pub(crate) const HEAD: usize = 16;
 pub(crate) const TAIL: usize = 32;
 /// Which seats wait, a bit a seat, for each [`For`].
 const WAITING: usize = 48;
+/// How many patrols there have been (see [`super::wait`]).
+pub(crate) const PATROLS: usize = 72;
 /// Where a producer and a consumer last ran.
 pub(crate) const PUT_CPU: usize = 80;
 pub(crate) const GET_CPU: usize = 96;
@@ -171,6 +173,12 @@ pub(crate) fn owed(seat: usize) -> usize {
 #[inline]
 pub(crate) fn futex(seat: usize) -> usize {
     owner(seat) + 5
+}
+
+/// How many of its threads have announced what they are about to do and have not told yet.
+#[inline]
+pub(crate) fn acting(seat: usize) -> usize {
+    owner(seat) + 6
 }
 
 /// The word and the bit that say whether a seat waits.
@@ -360,7 +368,7 @@ mod tests {
 
     #[test]
     fn parts_lie_apart() {
-        assert!(bits(For::Done) + SEATS_MAX / 64 <= PUT_CPU);
+        assert!(bits(For::Done) + SEATS_MAX / 64 <= PATROLS);
         assert!(owner(SEATS_MAX) * 8 <= slot_at(0));
         assert!(slot_at(NEAR - 1) + SLOT_LEN <= block(0) * 8);
         assert!(block_at(NEAR - 1) + BLOCK_LEN <= NEAR_LEN);

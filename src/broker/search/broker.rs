@@ -4,6 +4,7 @@ use crate::broker::barrier;
 use crate::broker::gate;
 use crate::broker::memory::{Memory, Rule, Ticket};
 use crate::broker::park;
+use crate::broker::turn::Turn;
 use crate::broker::vigil;
 use crate::broker::word;
 
@@ -70,9 +71,7 @@ impl World {
             unseen: false,
             died_with_lock: &mut self.died_with_lock,
             marks_death,
-            log: &mut pending.log,
-            at: 0,
-            fresh: false,
+            turn: Turn::new(std::mem::take(&mut pending.log)),
             broken,
             fault,
         };
@@ -120,8 +119,9 @@ impl World {
                 Stage::Request(Message::Gate(gate::Request::Notify { condition, n: 1 }))
             })),
         };
+        let log = replay.turn.into_log();
         let Ok(next) = next else {
-            self.pending = Some(pending);
+            self.pending = Some(Pending { log, ..pending });
             return;
         };
         self.machine = machine;

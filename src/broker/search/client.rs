@@ -9,10 +9,11 @@ use crate::broker::gate;
 use crate::broker::memory::{Answer, Memory, Rule, Ticket};
 use crate::broker::park::{self, Found, Rouse};
 use crate::broker::slot::{self, Undo, Wake};
+use crate::broker::turn::{Stopped, Turn};
 use crate::broker::vigil::{self, Leave, Place};
 use crate::broker::word::{self, Tell};
 
-use super::replay::{Replay, Stopped};
+use super::replay::Replay;
 use super::{CONDITION, EXPIRED, FLAG, LEDGER, Life, Machine, Message, Owed, PERMITS, World};
 
 /// How often a sleeper is woken in vain before it queues: less than in a program, as each multiplies
@@ -268,15 +269,13 @@ impl World {
             unseen,
             died_with_lock: &mut self.died_with_lock,
             marks_death,
-            log: &mut client.log,
-            at: 0,
-            fresh: false,
+            turn: Turn::new(std::mem::take(&mut client.log)),
             broken,
             fault,
         };
         let done = function(&mut replay).ok();
-        if done.is_some() {
-            client.log.clear();
+        if done.is_none() {
+            client.log = replay.turn.into_log();
         }
         done
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::broker::memory::{Answer, Answers, Memory, Rule, Ticket};
 use crate::broker::slot;
+use crate::broker::turn::{Stopped, Turn};
 use crate::broker::word::{self, DUE, OWNER, RECOVERED};
 
 use super::PERMITS;
@@ -20,29 +21,19 @@ pub(super) struct Replay<'a> {
     pub(super) unseen: bool,
     pub(super) died_with_lock: &'a mut bool,
     pub(super) marks_death: bool,
-    pub(super) log: &'a mut Vec<u64>,
-    pub(super) at: usize,
-    pub(super) fresh: bool,
+    pub(super) turn: Turn,
     pub(super) broken: Option<Rule>,
     pub(super) fault: &'a mut Option<String>,
 }
 
-/// The next step belongs to a later turn.
-pub(super) struct Stopped;
-
 impl Replay<'_> {
     fn step(&mut self, act: impl FnOnce(&mut Self) -> u64) -> Result<u64, Stopped> {
-        if let Some(&known) = self.log.get(self.at) {
-            self.at += 1;
+        if let Some(known) = self.turn.known()? {
             return Ok(known);
         }
-        if self.fresh {
-            return Err(Stopped);
-        }
-        self.fresh = true;
+        self.turn.takes_step();
         let result = act(self);
-        self.log.push(result);
-        self.at += 1;
+        self.turn.found(result);
         Ok(result)
     }
 

@@ -5,6 +5,7 @@
 //! kernel counts, and a handle that dies with its process or with a message that nobody receives
 //! counts no more.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::mem;
@@ -279,7 +280,14 @@ pub(super) fn carry_out(
     request: Queue,
     now: Duration,
 ) -> Result<(), NotMapped> {
+    let due = now + keep::PATIENCE;
+    let is_asked = Cell::new(false);
+    let ask = || {
+        is_asked.set(true);
+        Ok(())
+    };
     let ring = |seat: usize, wake: Wake| {
+        is_asked.set(true);
         if wake == Wake::Futex {
             arena.rouse(seat);
             return Ok(());
@@ -291,7 +299,7 @@ pub(super) fn carry_out(
         }
         Ok(())
     };
-    let mut memory = WithBells { arena, ring };
+    let mut memory = WithBells { arena, ring, ask };
     match request {
         Queue::Gone(client) => {
             let mut keys = Vec::new();
@@ -303,20 +311,21 @@ pub(super) fn carry_out(
                 memory.ring(seat as usize, Wake::Bell)?;
             }
         }
-        Queue::Patrol => {
-            keep.patrol.get_or_insert(now + keep::PATIENCE);
-        }
+        Queue::Patrol => is_asked.set(true),
         Queue::Time => {
-            let again = sweep::patrol(&mut memory)?;
-            keep.patrol = again.then(|| now + keep::PATIENCE);
+            keep.patrol = sweep::patrol(&mut memory)?.then_some(due);
+            return Ok(());
         }
         Queue::Close => {
-            deal::close(&mut memory)?;
+            deal::shut(&mut memory)?;
         }
         Queue::Abandon => {
             keep.abandon();
             deal::abandon(&mut memory)?;
         }
+    }
+    if is_asked.get() {
+        keep.patrol.get_or_insert(due);
     }
     Ok(())
 }

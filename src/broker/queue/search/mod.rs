@@ -1,0 +1,500 @@
+//! Every order of steps: an exhaustive search through the queue's protocol.
+//!
+//! A few clients, each with a short program, and the broker take steps, each of them one atomic
+//! operation on the words; the search takes every step that is possible in every state once. Beside
+//! them, within a budget, a client is *killed* at any step, *stopped* for good at any step, or gives
+//! up a wait (a future can be dropped only where it sleeps). The functions are the real ones: a step
+//! is taken by running the function again with the results of its earlier steps and stopping after
+//! the next. What is behind a client and does not matter to what is before it is forgotten, so that
+//! such states are one.
+//!
+//! A patrol comes when it was asked for and nothing else moves; in some worlds at any time, but while
+//! a client that runs is in the middle of something, as that never takes so long as the broker's
+//! patience.
+//!
+//! What must hold:
+//! - items of one producer are taken in their order, each of them is got once, and there are never
+//!   more than the limit;
+//! - when nothing can move, nobody waits for what is there; while somebody is stopped, the same holds
+//!   after the patrols that were asked for;
+//! - what was put is got, or still there; slots and blocks of nobody are free.
+//!
+//! Rules of the queue in [`Rule`] are broken here, to see the search fail. One is not:
+//! `QueueFullMovesHead`, which a patrol makes good; tests/kill_queue.rs misses it.
+
+mod client;
+mod replay;
+mod rest;
+
+use std::collections::HashSet;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+use super::sweep;
+use super::words::{self, Kind, State};
+use crate::broker::memory::Rule;
+use crate::broker::turn::{Stopped, Turn};
+
+use client::{Client, Op};
+use replay::{Replay, place};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Life {
+    Runs,
+    Stopped,
+    Dead,
+    /// Dead, and the broker has swept.
+    Swept,
+    Ended,
+}
+
+/// Clients, seats, slots and blocks of the model.
+const CLIENTS: usize = 4;
+const SLOTS: usize = 5;
+const BLOCKS: usize = 2;
+const HEADER: usize = 72;
+const SEAT_WORDS: usize = 7;
+const SLOT_WORDS: usize = 5;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct World {
+    words: Vec<u64>,
+    clients: Vec<Client>,
+    /// What the broker is doing: sweeping a client, or on patrol; and the results of its steps.
+    broker: Option<(Option<usize>, Vec<u64>)>,
+    kills: u32,
+    stops: u32,
+    cancels: u32,
+    /// Only this client is killed, stopped or cancelled.
+    victim: Option<usize>,
+    /// Items that are linked and not taken (by slot), in order, by producer and number there.
+    queued: Vec<(usize, usize)>,
+    /// The same for each slot, from the claim on.
+    items: Vec<(usize, usize)>,
+    /// Numbers of the items that each producer claimed a slot for, and that were taken last.
+    made: Vec<usize>,
+    taken: Vec<usize>,
+    n_linked: usize,
+    /// Puts that have ended well.
+    n_put: usize,
+    /// Whether what stands in a slot has been linked.
+    linked: Vec<bool>,
+    /// Whether anything is ever put back.
+    puts_back: bool,
+    got: Vec<(usize, usize)>,
+    /// Items whose reader was killed when it had copied them and gave the slot back.
+    n_lost: usize,
+    n_done: usize,
+    /// Somebody may be stopped, so the broker patrols when it is asked to.
+    patrols: bool,
+    is_asked: bool,
+    patrols_early: bool,
+    /// Processes use what they saw last of the head and the tail, the last one being the broker.
+    recalls: bool,
+    seen: Vec<[u64; 2]>,
+    /// How often each of them had to go round while nobody did anything.
+    n_rounds: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Step(usize),
+    Broker,
+    Sweep(usize),
+    Patrol,
+    Kill(usize),
+    Stop(usize),
+    Cancel(usize),
+}
+
+impl World {
+    fn new(limit: u64, programs: &[&'static [Op]]) -> Self {
+        let n_words = HEADER + CLIENTS * SEAT_WORDS + SLOTS * SLOT_WORDS + BLOCKS;
+        let mut world = Self {
+            words: vec![0; n_words],
+            clients: programs
+                .iter()
+                .map(|program| Client::new(program))
+                .collect(),
+            broker: None,
+            kills: 0,
+            stops: 0,
+            cancels: 0,
+            victim: None,
+            queued: Vec::new(),
+            items: vec![(0, 0); SLOTS],
+            made: vec![0; programs.len()],
+            taken: vec![0; programs.len()],
+            n_linked: 0,
+            n_put: 0,
+            linked: vec![false; SLOTS],
+            puts_back: programs
+                .iter()
+                .copied()
+                .flatten()
+                .any(|op| [Op::PutBack, Op::LeaseBack].contains(op)),
+            got: Vec::new(),
+            n_lost: 0,
+            n_done: 0,
+            patrols: false,
+            is_asked: false,
+            patrols_early: false,
+            recalls: false,
+            seen: vec![[0; 2]; programs.len() + 1],
+            n_rounds: vec![0; programs.len() + 1],
+        };
+        let mut put = |word: usize, value: u64| world.words[place(word)] = value;
+        put(words::LIMIT, limit);
+        put(words::SLOTS, SLOTS as u64);
+        put(words::BLOCKS, BLOCKS as u64);
+        put(words::SEATS, programs.len() as u64);
+        put(words::state(0), State::word(Kind::Done, 0, 1));
+        put(words::next(0), words::end(1));
+        put(words::HEAD, words::link(1, 0));
+        put(words::TAIL, words::link(1, 0));
+        for i in 0..programs.len() {
+            put(words::owner(i), i as u64 + 1);
+        }
+        world
+    }
+
+    fn budget(self, kills: u32, stops: u32, cancels: u32) -> Self {
+        Self {
+            kills,
+            stops,
+            cancels,
+            patrols: stops > 0,
+            puts_back: self.puts_back || kills > 0,
+            ..self
+        }
+    }
+
+    /// The same, where patrols come at any time.
+    fn with_early_patrols(self) -> Self {
+        Self {
+            patrols_early: true,
+            ..self
+        }
+    }
+
+    /// The same, where processes use old values of the head and the tail.
+    fn recalls(self) -> Self {
+        Self {
+            recalls: true,
+            ..self
+        }
+    }
+
+    fn only(self, victim: usize) -> Self {
+        Self {
+            victim: Some(victim),
+            ..self
+        }
+    }
+
+    /// Everything that moves by itself.
+    fn steps(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (i, client) in self.clients.iter().enumerate() {
+            if client.life == Life::Runs && (client.asleep.is_none() || client.bell) {
+                events.push(Event::Step(i));
+            }
+            if client.life == Life::Dead && self.broker.is_none() {
+                events.push(Event::Sweep(i));
+            }
+        }
+        if self.broker.is_some() {
+            events.push(Event::Broker);
+        }
+        events
+    }
+
+    fn disasters(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let may_patrol = self.is_asked && self.broker.is_none();
+        if may_patrol && self.patrols_early && !self.clients.iter().any(Client::is_busy) {
+            events.push(Event::Patrol);
+        }
+        for (i, client) in self.clients.iter().enumerate() {
+            if client.life != Life::Runs || self.victim.is_some_and(|victim| victim != i) {
+                continue;
+            }
+            if self.kills > 0 {
+                events.push(Event::Kill(i));
+            }
+            if self.stops > 0 {
+                events.push(Event::Stop(i));
+            }
+            if self.cancels > 0 && client.asleep.is_some() {
+                events.push(Event::Cancel(i));
+            }
+        }
+        events
+    }
+
+    fn apply(&mut self, event: Event, broken: Option<Rule>, fault: &mut Option<String>) {
+        match event {
+            Event::Step(i) => self.client_step(i, broken, fault),
+            Event::Broker => self.broker_step(broken, fault),
+            Event::Sweep(i) => self.broker = Some((Some(i), Vec::new())),
+            Event::Patrol => {
+                self.is_asked = false;
+                self.broker = Some((None, Vec::new()));
+            }
+            Event::Kill(i) => {
+                self.kills -= 1;
+                let leaves = |slot: &usize| {
+                    let state = State::of(self.words[place(words::state(*slot))]);
+                    state.kind == Kind::Leaving && state.client == i as u32 + 1
+                };
+                self.n_lost += (0..SLOTS).filter(leaves).count();
+                self.clients[i].becomes(Life::Dead);
+            }
+            Event::Stop(i) => {
+                self.stops -= 1;
+                self.clients[i].becomes(Life::Stopped);
+            }
+            Event::Cancel(i) => {
+                self.cancels -= 1;
+                self.clients[i].gives_up();
+            }
+        }
+    }
+
+    /// Whether a patrol, which comes again and again while somebody is stopped in the middle of
+    /// something, changes nothing.
+    fn patrols_in_vain(&self, broken: Option<Rule>) -> bool {
+        let mut next = self.clone();
+        let mut fault = None;
+        next.apply(Event::Patrol, broken, &mut fault);
+        while next.broker.is_some() && fault.is_none() {
+            next.apply(Event::Broker, broken, &mut fault);
+        }
+        next.words == self.words && next.clients == self.clients
+    }
+
+    fn broker_step(&mut self, broken: Option<Rule>, fault: &mut Option<String>) {
+        let Some((what, log)) = self.broker.take() else {
+            return;
+        };
+        let mut replay = Replay {
+            world: self,
+            client: None,
+            turn: Turn::new(log),
+            broken,
+            fault,
+        };
+        let mut patrols_again = false;
+        let done = match what {
+            Some(i) => sweep::sweep(&mut replay, i as u32 + 1, &mut Vec::new()),
+            None => sweep::patrol(&mut replay).map(|again| patrols_again = again),
+        };
+        let log = replay.turn.into_log();
+        match (done, what) {
+            (Err(Stopped), _) => self.broker = Some((what, log)),
+            (Ok(()), Some(i)) => self.clients[i].life = Life::Swept,
+            (Ok(()), None) => self.is_asked |= patrols_again,
+        }
+    }
+}
+
+/// Takes every way; tells what went wrong, or how many states there are.
+fn search(world: World, broken: Option<Rule>) -> Result<usize, String> {
+    let hash = |world: &World| {
+        let mut hasher = DefaultHasher::new();
+        world.hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut seen = HashSet::from([hash(&world)]);
+    let mut open = vec![world];
+    while let Some(world) = open.pop() {
+        let mut events = world.steps();
+        if events.is_empty() {
+            if !world.is_asked || world.patrols_in_vain(broken) {
+                world.check_quiet()?;
+            } else {
+                events.push(Event::Patrol);
+            }
+        }
+        events.extend(world.disasters());
+        for event in events {
+            let mut next = world.clone();
+            let mut fault = None;
+            next.apply(event, broken, &mut fault);
+            if let Some(fault) = fault {
+                return Err(fault);
+            }
+            if seen.insert(hash(&next)) {
+                open.push(next);
+            }
+        }
+    }
+    Ok(seen.len())
+}
+
+fn put_get(limit: u64) -> World {
+    World::new(limit, &[&[Op::Put], &[Op::Get]])
+}
+fn two_put(limit: u64) -> World {
+    World::new(limit, &[&[Op::Put], &[Op::Put]])
+}
+fn two_get() -> World {
+    World::new(0, &[&[Op::Put], &[Op::Get], &[Op::Get]])
+}
+fn full() -> World {
+    World::new(1, &[&[Op::Put, Op::Put], &[Op::Get]])
+}
+
+/// Searches all of `small`, and in an optimised build all of `large`.
+fn search_all(small: Vec<World>, large: Vec<World>) {
+    let large = if cfg!(debug_assertions) {
+        Vec::new()
+    } else {
+        large
+    };
+    for world in small.into_iter().chain(large) {
+        let begun = std::time::Instant::now();
+        let programs: Vec<_> = world.clients.iter().map(|client| client.program).collect();
+        let budget = (world.kills, world.stops, world.cancels);
+        let n = search(world, None).unwrap_or_else(|error| panic!("{programs:?}: {error}"));
+        let took = begun.elapsed();
+        eprintln!(
+            "{n} states of {programs:?}, kills, stops and cancellations {budget:?}: {took:?}"
+        );
+    }
+}
+
+#[test]
+fn every_order_of_puts_and_gets_is_right() {
+    let small = vec![
+        put_get(0),
+        put_get(1),
+        two_put(0),
+        World::new(0, &[&[Op::Put], &[Op::Close]]),
+        World::new(0, &[&[Op::Close], &[Op::Get]]),
+        World::new(0, &[&[Op::PutLarge], &[Op::Get]]),
+        World::new(0, &[&[Op::Put, Op::Close, Op::PutBack], &[Op::Get]]),
+        World::new(0, &[&[Op::Put], &[Op::Lease]]),
+        put_get(1).recalls(),
+    ];
+    let large = vec![
+        two_put(1),
+        full(),
+        full().recalls(),
+        World::new(0, &[&[Op::Put, Op::Put], &[Op::Get, Op::Get]]).recalls(),
+        World::new(2, &[&[Op::Put, Op::Put, Op::Put], &[Op::Get, Op::Get]]).recalls(),
+        World::new(0, &[&[Op::Put, Op::Get], &[Op::Put, Op::Get]]),
+        World::new(0, &[&[Op::Put, Op::LeaseBack], &[Op::Lease]]),
+        World::new(0, &[&[Op::Put, Op::Lease], &[Op::Join]]),
+        two_get(),
+        World::new(0, &[&[Op::Put], &[Op::Put], &[Op::Get]]),
+        World::new(1, &[&[Op::Put], &[Op::Put], &[Op::Get]]),
+        World::new(0, &[&[Op::Put], &[Op::Get], &[Op::Close]]),
+        World::new(0, &[&[Op::Put, Op::Close, Op::Get], &[Op::Get]]),
+    ];
+    search_all(small, large);
+}
+
+#[test]
+fn every_kill_leaves_it_right() {
+    let small = vec![
+        World::new(0, &[&[Op::PutLarge, Op::Get]]).budget(1, 0, 0),
+        World::new(0, &[&[Op::Put, Op::Lease]]).budget(1, 0, 0),
+    ];
+    let large = vec![
+        put_get(0).budget(1, 0, 0),
+        two_put(0).budget(1, 0, 0),
+        put_get(1).budget(2, 0, 0),
+        two_put(1).budget(1, 0, 0),
+        full().budget(1, 0, 0),
+        full().budget(1, 0, 0).recalls(),
+        World::new(0, &[&[Op::PutLarge], &[Op::Get]]).budget(1, 0, 0),
+        World::new(0, &[&[Op::Put, Op::PutBack], &[Op::Get]]).budget(1, 0, 0),
+        World::new(0, &[&[Op::Put, Op::Lease], &[Op::Lease]]).budget(1, 0, 0),
+        World::new(0, &[&[Op::Close], &[Op::Get]]).budget(1, 0, 0),
+        World::new(0, &[&[Op::Put, Op::Close, Op::Get], &[Op::Get]]).budget(1, 0, 0),
+        World::new(0, &[&[Op::Put, Op::Get, Op::Done], &[Op::Join]]).budget(1, 0, 0),
+        World::new(0, &[&[Op::Put, Op::Lease], &[Op::Join]]).budget(1, 0, 0),
+        two_get().budget(1, 0, 0),
+    ];
+    search_all(small, large);
+}
+
+#[test]
+fn every_stop_and_every_cancellation_leaves_it_right() {
+    let small = vec![
+        put_get(0).budget(0, 0, 1),
+        put_get(0).budget(0, 1, 0),
+        put_get(1).budget(0, 1, 0),
+    ];
+    let large = vec![
+        put_get(0).budget(0, 1, 0).with_early_patrols(),
+        put_get(1).budget(0, 1, 0).with_early_patrols(),
+        World::new(0, &[&[Op::Put, Op::Close], &[Op::Get, Op::Get]])
+            .budget(0, 1, 0)
+            .with_early_patrols(),
+        World::new(0, &[&[Op::Put, Op::Get, Op::Done], &[Op::Join]])
+            .budget(0, 1, 0)
+            .with_early_patrols(),
+        full().budget(0, 1, 0),
+        full().budget(0, 0, 1),
+        World::new(0, &[&[Op::Put, Op::Get, Op::Done], &[Op::Join]]).budget(0, 1, 0),
+        World::new(0, &[&[Op::Put, Op::Lease], &[Op::Join]]).budget(0, 1, 0),
+        World::new(0, &[&[Op::Put, Op::Close], &[Op::Get, Op::Get]]).budget(0, 1, 0),
+        World::new(0, &[&[Op::Put, Op::PutBack], &[Op::Get]]).budget(0, 1, 0),
+        two_get().budget(0, 1, 0),
+        two_get().budget(0, 0, 1),
+        World::new(1, &[&[Op::Put, Op::Put], &[Op::Put], &[Op::Get]])
+            .budget(0, 1, 0)
+            .only(2),
+    ];
+    search_all(small, large);
+}
+
+#[test]
+fn every_rule_is_needed() {
+    use Rule::*;
+    let one_and_two = || World::new(0, &[&[Op::Put, Op::Put], &[Op::Get], &[Op::Get]]);
+    let two_and_one = || World::new(0, &[&[Op::Put], &[Op::Put], &[Op::Get]]);
+    let mut missed = Vec::new();
+    for (rule, world) in [
+        (QueueMarksBeforeTail, two_put(0).budget(1, 0, 0)),
+        (QueueTakeIsOneStep, two_get()),
+        (QueueLinkIsOneStep, two_put(0)),
+        (QueueReusesPassedSlots, two_put(0)),
+        (QueueLimitIsExact, full()),
+        (QueueWakesAfterLink, put_get(0)),
+        (QueueWaiterLooksAgain, put_get(0)),
+        (
+            QueueReturnIsCounted,
+            World::new(0, &[&[Op::Put, Op::PutBack], &[Op::Get]]),
+        ),
+        (
+            QueueOwesBeforeLeaving,
+            World::new(0, &[&[Op::Put, Op::Get, Op::Done], &[Op::Join]]),
+        ),
+        (QueueDeathReturns, put_get(0).budget(1, 0, 0)),
+        (QueueDeathFrees, put_get(0).budget(1, 0, 0)),
+        (QueueDeathServes, put_get(0).budget(1, 0, 0)),
+        (QueuePatrols, two_get().budget(0, 1, 0).only(1)),
+        (QueueLookBeginsTurn, one_and_two()),
+        (QueueRingsBeforeNote, two_and_one().budget(0, 1, 0).only(0)),
+        (QueueWokenPassesOn, two_get().budget(0, 0, 1).only(1)),
+        (
+            QueueAnnounces,
+            put_get(0).budget(0, 1, 0).with_early_patrols(),
+        ),
+        (
+            QueueWaiterAnnounces,
+            put_get(0).budget(0, 1, 0).with_early_patrols(),
+        ),
+    ] {
+        let begun = std::time::Instant::now();
+        let found = search(world, Some(rule));
+        println!("{rule:?}: {found:?} after {:?}", begun.elapsed());
+        if found.is_ok() {
+            missed.push(rule);
+        }
+    }
+    assert!(missed.is_empty(), "nobody misses {missed:?}");
+}
