@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     stay_on_one_processor();
     let (stride, seconds) = match () {
         () if wants("--full") => (1, 600),
-        () if wants("--mutant") => (1, 30),
+        () if wants("--mutant") => (1, 120),
         () => (61, 1),
     };
     let effort = Effort {

@@ -415,7 +415,7 @@ fn every_kill_leaves_it_right() {
         World::new(0, &[&[Op::Put, Op::Close, Op::Get], &[Op::Get]]).budget(1, 0, 0),
         World::new(0, &[&[Op::Put, Op::Get, Op::Done], &[Op::Join]]).budget(1, 0, 0),
         World::new(0, &[&[Op::Put, Op::Lease], &[Op::Join]]).budget(1, 0, 0),
-        two_get().budget(1, 0, 0),
+        two_get().budget(1, 0, 0).only(1),
     ];
     search_all(small, large);
 }
