@@ -59,6 +59,9 @@ mod walk;
 /// How long something may take that must come.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long the broker looks after somebody who has begun to wait, at most.
+const PATROLS: Duration = Duration::from_millis(40);
+
 /// Bytes of an item that lies in a slot, and of one that lies in blocks.
 const SMALL: usize = 16;
 const LARGE: usize = 10_000;
@@ -823,6 +826,11 @@ impl Stage {
         let n_early = campaign.early.len();
         let n_rest = n_early + campaign.arrive.len();
         self.tell(0..n_early, campaign.early, &mut books)?;
+        if campaign.blow == Blow::Stop && campaign.arrive.is_empty() {
+            // The broker looks at the queue after somebody begins to wait. What it does for the victim's
+            // sake shows only when that is over.
+            thread::sleep(PATROLS);
+        }
         let number = self.number();
         let mut victim = Victim::start(&self.runtime, &self.queue, campaign.victim, number)
             .map_err(|error| error.to_string())?;
@@ -1331,12 +1339,11 @@ fn mutants() -> bool {
     n_missed == 0
 }
 
-/// Rules whose breach shows in these campaigns. The search in the library finds the others.
-const RULES: [&str; 6] = [
-    "QueueFullMovesHead",
-    "QueueWakesAfterLink",
+/// Rules whose breach shows in these campaigns. The search in the library finds the others; some of
+/// those do no harm here, as the broker's patrols make them good.
+const RULES: [&str; 4] = [
     "QueueWaiterLooksAgain",
     "QueueDeathReturns",
     "QueueDeathFrees",
-    "QueueDeathServes",
+    "QueueAnnounces",
 ];

@@ -167,7 +167,7 @@ impl Memory for Shared<'_> {
 
 #[cfg(mutants)]
 impl Rule {
-    const ALL: [Self; 61] = [
+    const ALL: [Self; 62] = [
         Self::TakeRespectsDue,
         Self::GiveRespectsDue,
         Self::GivePokes,
@@ -229,6 +229,7 @@ impl Rule {
         Self::QueuePatrols,
         Self::QueueAnnounces,
         Self::QueueWaiterAnnounces,
+        Self::QueueActingCounts,
     ];
 
     /// The rule that this build breaks, by the environment.
@@ -369,4 +370,6 @@ pub(crate) enum Rule {
     QueueAnnounces,
     /// Who begins to wait asks for a patrol.
     QueueWaiterAnnounces,
+    /// Patrols go on until whoever asked for them has told.
+    QueueActingCounts,
 }

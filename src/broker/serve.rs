@@ -643,8 +643,9 @@ impl Broker {
         if self.room.is_short() {
             self.arm(self.start.elapsed() + room::RETRY);
         }
+        // Asked once: whoever wants to be served again at once has to wait for the others.
+        let now = self.start.elapsed();
         while let Some(&(deadline, inode)) = self.deadlines.first() {
-            let now = self.start.elapsed();
             if deadline > now {
                 return self.arm(deadline);
             }

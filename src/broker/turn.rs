@@ -20,6 +20,12 @@ pub(super) struct Stopped;
 const OUTCOME_MAX: u64 = (1 << DEPTH_SHIFT) - 1;
 const DEPTH_SHIFT: u32 = 16;
 
+/// Whether a function whose turns have found this is between two of its parts, or has not begun.
+pub(super) fn is_between_parts(log: &[u64]) -> bool {
+    log.iter()
+        .all(|found| (u64::MAX - found) >> DEPTH_SHIFT == 1)
+}
+
 impl Turn {
     /// A turn of a function whose earlier turns have found this.
     pub(super) fn new(log: Vec<u64>) -> Self {

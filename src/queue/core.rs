@@ -14,7 +14,7 @@ use std::hint;
 use std::io;
 use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -231,12 +231,14 @@ impl Core {
         WithBells { arena, ring, ask }
     }
 
-    /// Asks the broker to patrol in a while, unless it was and has not begun yet.
+    /// Asks the broker to patrol, unless it was asked and has not begun since.
     fn ask_patrol(&self, local: &Local) -> Result<(), NotMapped> {
         let next = { self.arena() }.load(words::PATROLS)?.wrapping_add(1);
-        if local.patrol.swap(next, Relaxed) != next {
+        if local.patrol.load(Acquire) != next {
             let (link, number) = self.object.link();
             link.say(number, Says::Patrol);
+            // Behind it: another thread that sees this may be stopped together with us.
+            local.patrol.store(next, Release);
         }
         Ok(())
     }

@@ -62,7 +62,7 @@ pub(crate) fn put_back<M: Bells>(
     slot: usize,
     near: usize,
 ) -> Result<(), M::Stop> {
-    wait::announced(memory, who.seat, &[For::Item], |memory| {
+    wait::announced(memory, who.seat, &[For::Item, For::Done], |memory| {
         steps::put_back(memory, slot)?;
         // It was counted by an exchange, so the broker sees the item or we see what it says.
         if steps::is_unread(memory)? {

@@ -9,7 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a woken sleeper may take before another one is woken in its place.
+/// Time between two patrols: more than a process that is not stopped takes to act on a wake-up, or from
+/// the look at who waits to the wake-up.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Descriptors of one item.
@@ -32,8 +33,9 @@ pub(crate) struct Keep {
     wanted: Vec<(u64, Wanted)>,
     /// Nobody can get any more, so nobody will want what comes.
     is_unread: bool,
-    /// When to look after sleepers that were woken.
+    /// When to look after sleepers, and how often more at least.
     pub(crate) patrol: Option<Duration>,
+    pub(crate) n_patrols: u32,
     /// How many kinds of handles there still are: 2, or less when a pipe has hung up.
     pub(crate) n_ends: u32,
 }

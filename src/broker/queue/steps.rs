@@ -440,8 +440,8 @@ fn search_returned<M: Memory>(
         let taken = memory.replace(words::state(slot), word, mine, AcqRel)?;
         Ok(taken.is_ok().then_some(Some(slot)))
     })?;
-    if let Some(Some(slot)) = found {
-        return Ok(Some(slot));
+    if found != Some(None) {
+        return Ok(found.flatten());
     }
     // What is put back from now on is counted afterwards.
     let _ = memory.replace(RETURNS_SEEN, seen, returns, AcqRel)?;

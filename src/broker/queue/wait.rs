@@ -12,12 +12,13 @@
 //!   so a note that comes late hits nothing.
 //! - Whoever ends a wait, by success or by giving up, wakes another one if there is something: it may
 //!   have been woken for that. And so does every death.
-//! - Against processes that are *stopped* the broker looks at the queue some milliseconds after it was
-//!   asked to (a *patrol*), and again as long as it finds somebody to wake, at no other time. It is
-//!   asked by each ring, as the sleeper may be stopped before it acts on it; by whoever is about to
-//!   make something possible and sees a sleeper, as it may be stopped before it rings, and then it
-//!   looks again until that has rung; and by whoever begins to wait, as those who are about to have
-//!   not seen it.
+//! - Against processes that are *stopped* the broker looks at the queue twice after it was asked to, the
+//!   second time some milliseconds later (a *patrol*), and again as long as it finds somebody to wake,
+//!   at no other time. It is asked by each ring, as the sleeper may be stopped before it acts on it; by
+//!   whoever is about to make something possible and sees a sleeper, as it may be stopped before it
+//!   rings, and then patrols go on until it has rung; and by whoever begins to wait, as those who are
+//!   about to have not seen it. Only who is stopped twice, or held up for longer than patrols take and
+//!   then stopped, between a look that sees nobody and the ring, leaves a sleeper to the next put or get.
 //!
 //! While a sleeper is on its way, nobody rings it again: a batch costs one system call.
 
@@ -265,7 +266,7 @@ pub(crate) fn patrol<M: Bells>(memory: &mut M, what: For) -> Result<bool, M::Sto
         return Ok(false);
     }
     // First: who is done by then has told.
-    let is_any_acting = is_any_acting(memory)?;
+    let is_any_acting = !memory.breaks(Rule::QueueActingCounts) && is_any_acting(memory)?;
     let is_there = steps::is_there(memory, what)?;
     Ok(is_there && wake_one(memory, what, 0)? || is_any_acting)
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{BACKLOG_MAX, Broker, Machine, Peer, Request, UNSENT_MAX};
 use crate::broker::memory::Memory;
@@ -280,7 +280,7 @@ pub(super) fn carry_out(
     request: Queue,
     now: Duration,
 ) -> Result<(), NotMapped> {
-    let due = now + keep::PATIENCE;
+    let begun = Instant::now();
     let is_asked = Cell::new(false);
     let ask = || {
         is_asked.set(true);
@@ -313,8 +313,11 @@ pub(super) fn carry_out(
         }
         Queue::Patrol => is_asked.set(true),
         Queue::Time => {
-            keep.patrol = sweep::patrol(&mut memory)?.then_some(due);
-            return Ok(());
+            keep.patrol = None;
+            keep.n_patrols = keep.n_patrols.saturating_sub(1);
+            if sweep::patrol(&mut memory)? {
+                keep.n_patrols = keep.n_patrols.max(1);
+            }
         }
         Queue::Close => {
             deal::shut(&mut memory)?;
@@ -325,7 +328,14 @@ pub(super) fn carry_out(
         }
     }
     if is_asked.get() {
-        keep.patrol.get_or_insert(due);
+        // One may be due already and come before whoever is about to act has acted: the second one
+        // does not.
+        keep.n_patrols = 2;
+    }
+    if keep.n_patrols > 0 {
+        // From the end of this one, if it was one.
+        keep.patrol
+            .get_or_insert_with(|| now + begun.elapsed() + keep::PATIENCE);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::broker::queue::steps::{self, Got, Put};
 use crate::broker::queue::wait;
 use crate::broker::queue::words::{self, For, Kind, State};
 use crate::broker::slot::Wake;
-use crate::broker::turn::{Stopped, Turn};
+use crate::broker::turn::{self, Stopped, Turn};
 
 use super::replay::{Replay, place};
 use super::{Life, SLOTS, World};
@@ -44,6 +44,8 @@ pub(super) struct Client {
     pub(super) bell: bool,
     /// It sleeps, for this, with this slot filled.
     pub(super) asleep: Option<(For, Option<usize>)>,
+    /// The queue was full at some time since it began to put.
+    pub(super) saw_full: bool,
     /// It gives up the wait that it slept in.
     gives_up: Option<(For, Option<usize>)>,
 }
@@ -57,6 +59,7 @@ impl Client {
             life: Life::Runs,
             bell: false,
             asleep: None,
+            saw_full: false,
             gives_up: None,
         }
     }
@@ -67,6 +70,7 @@ impl Client {
         self.log.clear();
         self.bell = false;
         self.asleep = None;
+        self.saw_full = false;
         self.gives_up = None;
         if life != Life::Stopped {
             self.line = 0;
@@ -78,9 +82,10 @@ impl Client {
         self.log.clear();
     }
 
-    /// Whether it is in the middle of something, and not asleep.
+    /// Whether it is in the middle of something, and not asleep. Between taking an item and what it does
+    /// with it, it may be busy with other things for as long as it likes.
     pub(super) fn is_busy(&self) -> bool {
-        let begun = !self.log.is_empty() || self.gives_up.is_some();
+        let begun = !turn::is_between_parts(&self.log) || self.gives_up.is_some();
         self.life == Life::Runs && self.asleep.is_none() && begun
     }
 
@@ -233,7 +238,9 @@ fn line(m: &mut Replay<'_>, client: usize, op: Op) -> Result<(), Stopped> {
             })?;
             let put = m.whole(|m| {
                 wait_for(m, client, For::Room, Some(slot), |m| {
+                    m.begins_look();
                     let put = deal::put(m, dealer(client), slot, 0)?;
+                    m.ends_look(put);
                     Ok((put != Put::Full).then_some(put))
                 })
             })?;

@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use crate::broker::memory::{Memory, Rule};
+use crate::broker::queue::steps::Put;
 use crate::broker::queue::wait::Bells;
 use crate::broker::queue::words::{self, For, Kind, State};
 use crate::broker::slot::Wake;
 use crate::broker::turn::{Stopped, Turn};
 
-use super::client::Outcome;
+use super::client::{Op, Outcome};
 use super::{CLIENTS, HEADER, Life, SEAT_WORDS, SLOT_WORDS, SLOTS, World};
 
 /// Nobody has to go round so often when nobody else does anything.
@@ -162,6 +163,11 @@ impl Replay<'_> {
         if limit != 0 && self.world.queued.len() > limit {
             self.fail("more items than the limit");
         }
+        if self.is_full() {
+            for client in &mut self.world.clients {
+                client.saw_full |= client.life == Life::Runs && client.is_at(&[Op::Put]);
+            }
+        }
     }
 
     fn changed(&mut self, slot: usize, before: State, after: State) {
@@ -194,6 +200,27 @@ impl Replay<'_> {
             self.world.got.push(item);
             self.world.n_done += usize::from(before.kind == Kind::Leased);
             self.world.got.sort_unstable();
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        let limit = self.world.words[words::LIMIT] as usize;
+        limit != 0 && self.world.queued.len() >= limit
+    }
+
+    /// A look for room begins, if it does so now.
+    pub(super) fn begins_look(&mut self) {
+        if let (true, Some(client)) = (self.is_new(), self.client) {
+            self.world.clients[client].saw_full = self.is_full();
+        }
+    }
+
+    /// It ends now.
+    pub(super) fn ends_look(&mut self, put: Put) {
+        let Some(client) = self.client else { return };
+        let saw_full = std::mem::take(&mut self.world.clients[client].saw_full);
+        if put == Put::Full && !saw_full {
+            self.fail("a put found no room although there was some all the time");
         }
     }
 
@@ -341,7 +368,7 @@ impl Bells for Replay<'_> {
     fn ring(&mut self, seat: usize, _: Wake) -> Result<(), Stopped> {
         self.step(|this| {
             this.world.n_rounds.fill(0);
-            this.world.is_asked |= this.world.patrols;
+            this.world.ask();
             // Nobody else hears it.
             this.world.clients[seat].bell = this.world.clients[seat].life == Life::Runs;
             0
@@ -354,7 +381,7 @@ impl Bells for Replay<'_> {
             return Ok(());
         }
         self.step(|this| {
-            this.world.is_asked = true;
+            this.world.ask();
             0
         })
         .map(drop)

@@ -23,7 +23,8 @@ impl World {
         let gives_back = |client: &Client| {
             client.life == Life::Stopped && client.is_at(&[Op::PutBack, Op::LeaseBack])
         };
-        let is_returned = returned && !self.clients.iter().any(gives_back);
+        let is_counted = self.words[words::RETURNS] != self.words[words::RETURNS_SEEN];
+        let is_returned = returned && (is_counted || !self.clients.iter().any(gives_back));
         let out = (0..SLOTS).any(|slot| matches!(state(slot).kind, Kind::Reading | Kind::Leased));
         let is_over = is_closed && !out && !returned;
         let has_item = !self.queued.is_empty() || is_returned || is_over;
