@@ -59,7 +59,7 @@ mod walk;
 /// How long something may take that must come.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the broker looks after somebody who has begun to wait, at most.
+/// How long the broker looks after somebody who has begun to wait, and some more.
 const PATROLS: Duration = Duration::from_millis(40);
 
 /// Bytes of an item that lies in a slot, and of one that lies in blocks.

@@ -240,24 +240,30 @@ impl Link {
         }
     }
 
-    /// Sends a message, at the latest when there is room.
-    pub(crate) fn say(self: &Arc<Self>, object: u32, says: Says) {
-        self.say_with(object, says, Vec::new());
+    /// Sends a message, at the latest when there is room. True if that was at once: then the broker gets
+    /// it whatever becomes of this process.
+    pub(crate) fn say(self: &Arc<Self>, object: u32, says: Says) -> bool {
+        self.say_with(object, says, Vec::new())
     }
 
-    /// Sends a message with descriptors, at the latest when there is room.
-    pub(crate) fn say_with(self: &Arc<Self>, object: u32, says: Says, fds: Vec<Arc<OwnedFd>>) {
+    /// The same with descriptors.
+    pub(crate) fn say_with(
+        self: &Arc<Self>,
+        object: u32,
+        says: Says,
+        fds: Vec<Arc<OwnedFd>>,
+    ) -> bool {
         let message = Message { object, says };
         // What this thread has said before is sent, or is in the outbox and seen to be.
         if !self.is_behind.load(Acquire) && self.send(message, &fds, Wait::No) {
-            return;
+            return true;
         }
         let mut outbox = self.outbox();
         self.is_behind.store(true, Release);
         let is_ours = outbox.put((message, fds));
         drop(outbox);
         if !is_ours {
-            return;
+            return false;
         }
         let link = Arc::clone(self);
         let name = "mp-outbox".to_owned();
@@ -268,6 +274,7 @@ impl Link {
             // No thread to be had: wait here, which is late but not wrong.
             self.flush();
         }
+        false
     }
 
     /// Empties the outbox; ends when it is empty.
@@ -364,13 +371,15 @@ impl Link {
         }
     }
 
-    /// Rings the process that is `client` at a queue and has this seat there.
-    pub(crate) fn ring(self: &Arc<Self>, object: u32, client: u32, seat: u32) {
+    /// Rings the process that is `client` at a queue and has this seat there. False if it will be rung
+    /// only if this process lives on.
+    pub(crate) fn ring(self: &Arc<Self>, object: u32, client: u32, seat: u32) -> bool {
         let bell = self.bells().get(&(object, client)).cloned();
-        match bell {
-            Some(bell) => bell.raise(),
-            None => self.say(object, Says::Ring(seat)),
-        }
+        let Some(bell) = bell else {
+            return self.say(object, Says::Ring(seat));
+        };
+        bell.raise();
+        true
     }
 
     /// A queue is not used any more.

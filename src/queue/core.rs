@@ -213,19 +213,25 @@ impl Core {
             let client = { arena }.load(words::owner(seat))? as u32;
             let (link, number) = self.object.link();
             let is_ours = client == local.who.me;
-            match wake {
-                Wake::Futex => arena.rouse(seat),
-                Wake::Bell if is_ours => link.bell().ring(),
+            let is_rung = match wake {
+                Wake::Futex => {
+                    arena.rouse(seat);
+                    true
+                }
+                Wake::Bell if is_ours => {
+                    link.bell().ring();
+                    true
+                }
                 Wake::Bell => {
                     local.near_seat.store(seat + 1, Relaxed);
-                    link.ring(number, client, seat as u32);
+                    link.ring(number, client, seat as u32)
                 }
+            };
+            if !is_ours {
+                // It may be stopped before it acts on it.
+                self.ask_patrol(local)?;
             }
-            // It may be stopped before it acts on it.
-            if is_ours {
-                return Ok(());
-            }
-            self.ask_patrol(local)
+            Ok(is_rung)
         };
         let ask = move || self.ask_patrol(local);
         WithBells { arena, ring, ask }
@@ -236,9 +242,10 @@ impl Core {
         let next = { self.arena() }.load(words::PATROLS)?.wrapping_add(1);
         if local.patrol.load(Acquire) != next {
             let (link, number) = self.object.link();
-            link.say(number, Says::Patrol);
             // Behind it: another thread that sees this may be stopped together with us.
-            local.patrol.store(next, Release);
+            if link.say(number, Says::Patrol) {
+                local.patrol.store(next, Release);
+            }
         }
         Ok(())
     }

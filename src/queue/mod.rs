@@ -74,7 +74,12 @@ use crate::wire::fds;
 /// A process that is killed, at whatever instruction, blocks nobody and tears nothing. An item that
 /// it was putting is in the queue whole, or not at all. An item that it had got is lost with it; one
 /// that it was about to get goes back. To have what it had got as well, make the queue with
-/// [leases](QueueBuilder::leases). A process that is *stopped* stops nobody else.
+/// [leases](QueueBuilder::leases).
+///
+/// A process that is *stopped* stops nobody else; what it was about to tell somebody who sleeps, the
+/// queue's creator tells some 20 ms later. While the creator itself is stopped, the others go on, but
+/// two of them that have never woken each other are not introduced, so that one of these may sleep
+/// until the creator goes on; and descriptors of items are not handed out.
 ///
 /// When the process that created the queue has ended, everything fails with `CreatorGone`.
 ///

@@ -315,7 +315,7 @@ pub(crate) struct WithBells<'a, R, A> {
 
 impl<R, A> Memory for WithBells<'_, R, A>
 where
-    R: FnMut(usize, Wake) -> Result<(), NotMapped>,
+    R: FnMut(usize, Wake) -> Result<bool, NotMapped>,
     A: FnMut() -> Result<(), NotMapped>,
 {
     type Stop = NotMapped;
@@ -382,10 +382,10 @@ where
 
 impl<R, A> Bells for WithBells<'_, R, A>
 where
-    R: FnMut(usize, Wake) -> Result<(), NotMapped>,
+    R: FnMut(usize, Wake) -> Result<bool, NotMapped>,
     A: FnMut() -> Result<(), NotMapped>,
 {
-    fn ring(&mut self, seat: usize, wake: Wake) -> Result<(), NotMapped> {
+    fn ring(&mut self, seat: usize, wake: Wake) -> Result<bool, NotMapped> {
         (self.ring)(seat, wake)
     }
 

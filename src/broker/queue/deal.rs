@@ -189,7 +189,7 @@ mod tests {
         let arena = Arena::open(Arc::new(Arena::create().unwrap())).unwrap();
         let mut memory = WithBells {
             arena: &arena,
-            ring: |_, _| Ok(()),
+            ring: |_, _| Ok(true),
             ask: || Ok(()),
         };
         steps::create(&mut memory, 0, false).unwrap();
@@ -203,7 +203,7 @@ mod tests {
         let mut keys = Vec::new();
         leave(&mut memory, dealer(2), slot, || {
             // Killed here.
-            let ring = |_, _| Ok(());
+            let ring = |_, _| Ok(true);
             let ask = || Ok(());
             let mut memory = WithBells {
                 arena: &arena,

@@ -13,6 +13,10 @@ use std::time::Duration;
 /// the look at who waits to the wake-up.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
 
+/// How many patrols follow when the broker is asked. One may be due already and come before whoever is
+/// about to act has acted; the second one does not.
+pub(crate) const N_PATROLS: u32 = 2;
+
 /// Descriptors of one item.
 pub(crate) type Fds = Vec<Arc<OwnedFd>>;
 

@@ -31,8 +31,9 @@ use crate::broker::slot::Wake;
 
 /// Waking processes.
 pub(crate) trait Bells: Memory {
-    /// Has the waiters in this seat look again.
-    fn ring(&mut self, seat: usize, wake: Wake) -> Result<(), Self::Stop>;
+    /// Has the waiters in this seat look again. False if that is not sure to reach them should this
+    /// process end now.
+    fn ring(&mut self, seat: usize, wake: Wake) -> Result<bool, Self::Stop>;
 
     /// Has the broker patrol in a while.
     fn ask_patrol(&mut self) -> Result<(), Self::Stop>;
@@ -243,8 +244,9 @@ fn wake<M: Bells>(memory: &mut M, seat: usize, what: For) -> Result<bool, M::Sto
         return Ok(false);
     };
     let rings_first = !memory.breaks(Rule::QueueRingsBeforeNote);
-    if rings_first {
-        memory.ring(seat, wake)?;
+    if rings_first && !memory.ring(seat, wake)? {
+        // So whoever comes next rings as well.
+        return Ok(true);
     }
     match memory.replace(word, seen, words::woken(seen), AcqRel)? {
         Ok(_) => {

@@ -290,20 +290,33 @@ pub(super) fn carry_out(
         is_asked.set(true);
         if wake == Wake::Futex {
             arena.rouse(seat);
-            return Ok(());
+            return Ok(true);
         }
         let client = { arena }.load(words::owner(seat))? as u32;
         let peer = members.get(&client).and_then(|id| peers.get(id));
         if let Some(peer) = peer {
             peer.bell.ring();
         }
-        Ok(())
+        Ok(true)
     };
     let mut memory = WithBells { arena, ring, ask };
+    let done = see_to(&mut memory, keep, request);
+    if is_asked.get() || matches!(request, Queue::Patrol) {
+        keep.n_patrols = keep::N_PATROLS;
+    }
+    if keep.n_patrols > 0 {
+        // From the end of this one, if it was one.
+        keep.patrol
+            .get_or_insert_with(|| now + begun.elapsed() + keep::PATIENCE);
+    }
+    done
+}
+
+fn see_to<M: Bells>(memory: &mut M, keep: &mut Keep, request: Queue) -> Result<(), M::Stop> {
     match request {
         Queue::Gone(client) => {
             let mut keys = Vec::new();
-            sweep::sweep(&mut memory, client, &mut keys)?;
+            sweep::sweep(memory, client, &mut keys)?;
             keys.into_iter().for_each(|key| keep.forget(key));
         }
         Queue::Ring(seat) => {
@@ -311,31 +324,19 @@ pub(super) fn carry_out(
                 memory.ring(seat as usize, Wake::Bell)?;
             }
         }
-        Queue::Patrol => is_asked.set(true),
+        Queue::Patrol => (),
         Queue::Time => {
             keep.patrol = None;
             keep.n_patrols = keep.n_patrols.saturating_sub(1);
-            if sweep::patrol(&mut memory)? {
+            if sweep::patrol(memory)? {
                 keep.n_patrols = keep.n_patrols.max(1);
             }
         }
-        Queue::Close => {
-            deal::shut(&mut memory)?;
-        }
+        Queue::Close => deal::shut(memory)?,
         Queue::Abandon => {
             keep.abandon();
-            deal::abandon(&mut memory)?;
+            deal::abandon(memory)?;
         }
-    }
-    if is_asked.get() {
-        // One may be due already and come before whoever is about to act has acted: the second one
-        // does not.
-        keep.n_patrols = 2;
-    }
-    if keep.n_patrols > 0 {
-        // From the end of this one, if it was one.
-        keep.patrol
-            .get_or_insert_with(|| now + begun.elapsed() + keep::PATIENCE);
     }
     Ok(())
 }

@@ -18,7 +18,8 @@
 //!   after the patrols that were asked for;
 //! - what was put is got, or still there; slots and blocks of nobody are free.
 //!
-//! Each rule of the queue in [`Rule`] is broken here, to see the search fail.
+//! Each rule of the queue in [`Rule`] is broken here, to see the search fail. A debug build searches a
+//! part; `cargo test --release --lib queue::search` searches everything.
 
 mod client;
 mod replay;
@@ -28,6 +29,7 @@ use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
+use super::keep::N_PATROLS;
 use super::sweep;
 use super::words::{self, Kind, State};
 use crate::broker::memory::Rule;
@@ -174,7 +176,7 @@ impl World {
     /// The same, when this client has carried out so many lines by itself.
     fn after(mut self, client: usize, n_lines: usize) -> Self {
         let mut fault = None;
-        while self.clients[client].line < n_lines {
+        while self.clients[client].life == Life::Runs && self.clients[client].line < n_lines {
             self.apply(Event::Step(client), None, &mut fault);
         }
         assert_eq!(fault, None);
@@ -248,7 +250,7 @@ impl World {
         if !self.patrols {
             return;
         }
-        self.n_asked = 2;
+        self.n_asked = N_PATROLS;
         if self.patrols_early {
             self.held_up = self.clients.iter().map(Client::is_busy).collect();
         }
@@ -261,7 +263,8 @@ impl World {
             let acts = self.words[place(words::acting(*i))] != 0;
             self.held_up[*i] && self.clients[*i].is_busy() && !acts
         };
-        self.n_asked == 2 || self.n_asked == 1 && !(0..self.clients.len()).any(|i| is_late(&i))
+        self.n_asked == N_PATROLS
+            || self.n_asked > 0 && !(0..self.clients.len()).any(|i| is_late(&i))
     }
 
     fn apply(&mut self, event: Event, broken: Option<Rule>, fault: &mut Option<String>) {
@@ -489,7 +492,7 @@ fn every_kill_leaves_it_right() {
         World::new(0, &[&[Op::Put, Op::Close, Op::Get], &[Op::Get]]).budget(1, 0, 0),
         World::new(0, &[&[Op::Put, Op::Get, Op::Done], &[Op::Join]]).budget(1, 0, 0),
         World::new(0, &[&[Op::Put, Op::Lease], &[Op::Join]]).budget(1, 0, 0),
-        two_get().budget(1, 0, 0).only(1),
+        two_get().after(0, 1).budget(1, 0, 0).only(1),
     ];
     search_all(small, large);
 }
@@ -514,7 +517,10 @@ fn every_stop_and_every_cancellation_leaves_it_right() {
             .budget(0, 1, 0)
             .only(2),
     ];
-    search_all(small, large);
+    let early = [put_get(0), put_get(1), full().after(0, 1)];
+    let early = early.map(|world| world.budget(0, 1, 0).with_early_patrols());
+    let large = large.into_iter().chain(early).chain(announcers());
+    search_all(small, large.collect());
 }
 
 #[test]
@@ -547,16 +553,13 @@ fn every_rule_is_needed() {
         (QueueLookBeginsTurn, one_and_two()),
         (QueueRingsBeforeNote, two_and_one().budget(0, 1, 0).only(0)),
         (QueueWokenPassesOn, two_get().budget(0, 0, 1).only(1)),
+        (QueueWaiterAnnounces, put_get(0).only(0).budget(0, 1, 0)),
         (
             QueueActingCounts,
             put_get(0).budget(0, 1, 0).with_early_patrols(),
         ),
     ]
     .into_iter()
-    .chain(if_optimised(vec![(
-        QueueWaiterAnnounces,
-        put_get(0).only(0).budget(0, 1, 0).with_early_patrols(),
-    )]))
     .chain(
         announcers()
             .into_iter()

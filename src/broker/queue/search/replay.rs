@@ -165,7 +165,8 @@ impl Replay<'_> {
         }
         if self.is_full() {
             for client in &mut self.world.clients {
-                client.saw_full |= client.life == Life::Runs && client.is_at(&[Op::Put]);
+                client.saw_full |=
+                    client.life == Life::Runs && client.is_at(&[Op::Put, Op::PutLarge]);
             }
         }
     }
@@ -365,7 +366,7 @@ impl Memory for Replay<'_> {
 }
 
 impl Bells for Replay<'_> {
-    fn ring(&mut self, seat: usize, _: Wake) -> Result<(), Stopped> {
+    fn ring(&mut self, seat: usize, _: Wake) -> Result<bool, Stopped> {
         self.step(|this| {
             this.world.n_rounds.fill(0);
             this.world.ask();
@@ -373,7 +374,7 @@ impl Bells for Replay<'_> {
             this.world.clients[seat].bell = this.world.clients[seat].life == Life::Runs;
             0
         })
-        .map(drop)
+        .map(|_| true)
     }
 
     fn ask_patrol(&mut self) -> Result<(), Stopped> {
