@@ -375,11 +375,18 @@ impl Link {
     /// only if this process lives on.
     pub(crate) fn ring(self: &Arc<Self>, object: u32, client: u32, seat: u32) -> bool {
         let bell = self.bells().get(&(object, client)).cloned();
-        let Some(bell) = bell else {
-            return self.say(object, Says::Ring(seat));
+        if let Some(bell) = bell {
+            bell.raise();
+            return true;
+        }
+        let ring = Message {
+            object,
+            says: Says::Ring(seat),
         };
-        bell.raise();
-        true
+        // While the broker's process is stopped there may be many who ring.
+        let waits =
+            self.is_behind.load(Acquire) && self.outbox().contains(|(message, _)| *message == ring);
+        !waits && self.say(object, ring.says)
     }
 
     /// A queue is not used any more.

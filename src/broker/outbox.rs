@@ -27,6 +27,11 @@ impl<T> Outbox<T> {
         !mem::replace(&mut self.is_emptied, true)
     }
 
+    /// Whether such a message is in it.
+    pub(crate) fn contains(&self, is_it: impl Fn(&T) -> bool) -> bool {
+        self.messages.iter().any(is_it)
+    }
+
     /// The next message for whoever empties the box. When there is none, it has to end.
     pub(crate) fn next(&mut self) -> Option<T> {
         let next = self.messages.pop_front();
@@ -38,6 +43,18 @@ impl<T> Outbox<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_in_an_outbox_until_it_is_being_sent() {
+        let mut outbox = Outbox::default();
+        assert!(!outbox.contains(|message| *message == 1));
+
+        outbox.put(1);
+        assert!(outbox.contains(|message| *message == 1));
+
+        outbox.next();
+        assert!(!outbox.contains(|message| *message == 1));
+    }
 
     #[test]
     fn an_outbox_is_emptied_by_one_at_a_time() {

@@ -242,10 +242,10 @@ impl Core {
         let next = { self.arena() }.load(words::PATROLS)?.wrapping_add(1);
         if local.patrol.load(Acquire) != next {
             let (link, number) = self.object.link();
-            // Behind it: another thread that sees this may be stopped together with us.
-            if link.say(number, Says::Patrol) {
-                local.patrol.store(next, Release);
-            }
+            link.say(number, Says::Patrol);
+            // Behind it: another thread that sees this may be stopped together with us. What is in the
+            // outbox counts: a second request would be behind it.
+            local.patrol.store(next, Release);
         }
         Ok(())
     }
