@@ -82,6 +82,11 @@ impl Client {
         self.log.clear();
     }
 
+    /// Whether it has finished a part of its line and not begun the next one.
+    pub(super) fn is_between_parts(&self) -> bool {
+        !self.log.is_empty() && turn::is_between_parts(&self.log)
+    }
+
     /// Whether it is in the middle of something, and not asleep. Between taking an item and what it does
     /// with it, it may be busy with other things for as long as it likes.
     pub(super) fn is_busy(&self) -> bool {

@@ -173,14 +173,34 @@ impl World {
         }
     }
 
-    /// The same, when this client has carried out so many lines by itself.
-    fn after(mut self, client: usize, n_lines: usize) -> Self {
+    /// The same, when this client has gone on by itself until it has come so far.
+    fn when(mut self, client: usize, is_there: impl Fn(&Client) -> bool) -> Self {
         let mut fault = None;
-        while self.clients[client].life == Life::Runs && self.clients[client].line < n_lines {
+        while !is_there(&self.clients[client]) {
             self.apply(Event::Step(client), None, &mut fault);
         }
         assert_eq!(fault, None);
         self
+    }
+
+    /// The same, when this client has carried out so many lines.
+    fn after(self, client: usize, n_lines: usize) -> Self {
+        self.when(client, |client| {
+            client.life == Life::Ended || client.line == n_lines
+        })
+    }
+
+    /// The same, when it has carried out the first part of the line after them: it has taken an item, or
+    /// claimed a slot for one.
+    fn holding(self, client: usize, n_lines: usize) -> Self {
+        self.when(client, |client| {
+            client.line == n_lines && client.is_between_parts()
+        })
+    }
+
+    /// The same, when this client sleeps, and the patrols that it has asked for are over.
+    fn asleep(self, client: usize) -> Self {
+        self.when(client, |client| client.asleep.is_some())
     }
 
     /// The same, where patrols come at any time.
@@ -384,39 +404,40 @@ fn full() -> World {
     World::new(1, &[&[Op::Put, Op::Put], &[Op::Get]])
 }
 
-/// Somebody waits for what each of the operations makes possible, whose client is stopped. In an
-/// optimised build with those that take longer.
+/// Somebody sleeps until each of the operations makes something possible, whose client is stopped.
 fn announcers() -> Vec<World> {
-    let small = [
-        put_get(0).only(0),
-        World::new(1, &[&[Op::Put, Op::Close], &[Op::Put]])
+    use Op::*;
+    [
+        put_get(0).asleep(1).only(0),
+        full().after(0, 1).asleep(0).only(1),
+        World::new(1, &[&[Put, Close], &[Put]])
             .after(0, 1)
+            .asleep(1)
             .only(0),
-        World::new(0, &[&[Op::Close], &[Op::Get]]).only(0),
-        World::new(0, &[&[Op::Put, Op::PutBack], &[Op::Get]])
+        World::new(0, &[&[Close], &[Get]]).asleep(1).only(0),
+        World::new(0, &[&[Put, PutBack], &[Get]])
+            .holding(0, 1)
+            .asleep(1)
+            .only(0),
+        World::new(0, &[&[Put, Close, Get], &[Get]])
+            .holding(0, 2)
+            .asleep(1)
+            .only(0),
+        World::new(0, &[&[Put, Close, Lease], &[Get]])
+            .holding(0, 2)
+            .asleep(1)
+            .only(0),
+        World::new(0, &[&[Put, Lease], &[Join]])
             .after(0, 1)
+            .asleep(1)
             .only(0),
-        World::new(0, &[&[Op::Put, Op::Lease], &[Op::Join]])
-            .after(0, 1)
-            .only(0),
-        World::new(0, &[&[Op::Put, Op::Get, Op::Done], &[Op::Join]])
+        World::new(0, &[&[Put, Get, Done], &[Join]])
             .after(0, 2)
+            .asleep(1)
             .only(0),
-    ];
-    let large = [
-        full().after(0, 1).only(1),
-        World::new(0, &[&[Op::Put, Op::Close, Op::Get], &[Op::Get]])
-            .after(0, 2)
-            .only(0),
-        World::new(0, &[&[Op::Put, Op::Close, Op::Lease], &[Op::Get]])
-            .after(0, 2)
-            .only(0),
-    ];
-    small
-        .into_iter()
-        .chain(if_optimised(large.into()))
-        .map(|world| world.budget(0, 1, 0).with_early_patrols())
-        .collect()
+    ]
+    .map(|world| world.budget(0, 1, 0).with_early_patrols())
+    .into()
 }
 
 /// What would take too long in a debug build.
@@ -517,9 +538,10 @@ fn every_stop_and_every_cancellation_leaves_it_right() {
             .budget(0, 1, 0)
             .only(2),
     ];
-    let early = [put_get(0), put_get(1), full().after(0, 1)];
-    let early = early.map(|world| world.budget(0, 1, 0).with_early_patrols());
-    let large = large.into_iter().chain(early).chain(announcers());
+    // Somebody begins to wait while a put is under way.
+    let begins = put_get(0).holding(0, 0).only(0);
+    let begins = begins.budget(0, 1, 0).with_early_patrols();
+    let large = announcers().into_iter().chain(large).chain([begins]);
     search_all(small, large.collect());
 }
 
@@ -554,17 +576,12 @@ fn every_rule_is_needed() {
         (QueueRingsBeforeNote, two_and_one().budget(0, 1, 0).only(0)),
         (QueueWokenPassesOn, two_get().budget(0, 0, 1).only(1)),
         (QueueWaiterAnnounces, put_get(0).only(0).budget(0, 1, 0)),
-        (
-            QueueActingCounts,
-            put_get(0).budget(0, 1, 0).with_early_patrols(),
-        ),
     ]
     .into_iter()
-    .chain(
-        announcers()
-            .into_iter()
-            .map(|world| (QueueAnnounces, world)),
-    ) {
+    .chain(announcers().into_iter().flat_map(|world| {
+        let early = world.clone();
+        [(QueueAnnounces, world), (QueueActingCounts, early)]
+    })) {
         let begun = std::time::Instant::now();
         let found = search(world, Some(rule));
         println!("{rule:?}: {found:?} after {:?}", begun.elapsed());
