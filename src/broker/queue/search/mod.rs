@@ -19,7 +19,8 @@
 //! - what was put is got, or still there; slots and blocks of nobody are free.
 //!
 //! Each rule of the queue in [`Rule`] is broken here, to see the search fail. A debug build searches a
-//! part; `cargo test --release --lib queue::search` searches everything.
+//! part; `cargo test --release --lib queue::search` searches everything, more than a hundred million
+//! states in some ten minutes.
 
 mod client;
 mod replay;
