@@ -8,8 +8,8 @@
 //! the next. What is behind a client and does not matter to what is before it is forgotten, so that
 //! such states are one.
 //!
-//! A patrol comes when it was asked for and nothing else moves; where somebody sleeps at first, at any
-//! time that the broker's patience allows.
+//! A patrol comes when it was asked for and nothing else moves; in some worlds at any time that the
+//! broker's patience allows.
 //!
 //! What must hold:
 //! - items of one producer are taken in their order, each of them is got once, and there are never
@@ -191,7 +191,8 @@ impl World {
         })
     }
 
-    /// The same, when it has taken an item in the line after them.
+    /// The same, when it has carried out the first part of the line after them: it has taken an item, or
+    /// claimed a slot for one.
     fn holding(self, client: usize, n_lines: usize) -> Self {
         self.when(client, |client| {
             client.line == n_lines && client.is_between_parts()
@@ -534,11 +535,12 @@ fn every_stop_and_every_cancellation_leaves_it_right() {
         World::new(0, &[&[Op::Put, Op::PutBack], &[Op::Get]]).budget(0, 1, 0),
         two_get().budget(0, 1, 0),
         two_get().budget(0, 0, 1),
-        World::new(1, &[&[Op::Put, Op::Put], &[Op::Put], &[Op::Get]])
-            .budget(0, 1, 0)
-            .only(2),
     ];
-    search_all(small, announcers().into_iter().chain(large).collect());
+    // Somebody begins to wait while a put is under way.
+    let begins = put_get(0).holding(0, 0).only(0);
+    let begins = begins.budget(0, 1, 0).with_early_patrols();
+    let large = [begins].into_iter().chain(announcers()).chain(large);
+    search_all(small, large.collect());
 }
 
 #[test]
