@@ -66,8 +66,10 @@ const PATROLS: Duration = Duration::from_millis(40);
 const SMALL: usize = 16;
 const LARGE: usize = 10_000;
 
-/// So many victims are sent to a point before it counts as strayed.
+/// So many victims are sent to a point, and in the end so many more to one to which none came, before it
+/// counts as strayed: some ways are taken by few, as who is first among several makes the difference.
 const N_TRIES: usize = 8;
+const N_LAST_TRIES: usize = 100;
 
 /// Bytes of an item that takes all blocks that a queue has at first.
 const ALL_BLOCKS: usize = (32 << 12) - 64;
@@ -674,7 +676,7 @@ impl Tour<'_> {
                 break;
             }
             let point = points[at as usize];
-            if !self.tries(stage, point, Victim::run_to)? {
+            if !self.tries(stage, point, Victim::run_to, N_TRIES)? {
                 strayed.push(point);
             }
         }
@@ -686,10 +688,13 @@ impl Tour<'_> {
     fn seek(&mut self, points: Vec<Point>) -> Result<(), Fault> {
         for point in points {
             let mut came = false;
-            for go in [Victim::run_to as Go, Victim::walk_to] {
+            for (go, n_tries) in [
+                (Victim::run_to as Go, N_LAST_TRIES),
+                (Victim::walk_to, N_TRIES),
+            ] {
                 if !came && self.has_time() {
                     let mut stage = self.stage()?;
-                    came = self.tries(&mut stage, point, go)?;
+                    came = self.tries(&mut stage, point, go, n_tries)?;
                 }
             }
             self.n_strayed += usize::from(!came);
@@ -698,8 +703,14 @@ impl Tour<'_> {
     }
 
     /// Sends one victim after the other to a point. False if none comes there.
-    fn tries(&mut self, stage: &mut Stage, point: Point, go: Go) -> Result<bool, Fault> {
-        for _ in 0..N_TRIES {
+    fn tries(
+        &mut self,
+        stage: &mut Stage,
+        point: Point,
+        go: Go,
+        n_tries: usize,
+    ) -> Result<bool, Fault> {
+        for _ in 0..n_tries {
             let outcome = stage.point(self.campaign, |victim, asleep| go(victim, point, asleep));
             let outcome = outcome.map_err(|fault| format!("at {point:x?}: {fault}"))?;
             if self.count(&outcome) == Went::There {
