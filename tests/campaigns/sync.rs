@@ -298,9 +298,10 @@ async fn compete((lock, begin, cells, index, time): Competition) {
 }
 
 fn fairness(plan: &mut Plan) -> String {
-    let time = plan.limit(Duration::from_secs(1), Duration::from_secs(10));
-    // Beside other tests the machine is shared by chance: there everybody gets it, no more.
-    let (ratio, longest) = (plan.size(usize::MAX, 2), plan.size(10_000, 100));
+    // Long enough for a processor that is busy for a moment to even out.
+    let time = plan.limit(Duration::from_secs(4), Duration::from_secs(10));
+    // Beside other tests the machine is shared by chance.
+    let (ratio, longest) = (plan.size(8, 2), plan.size(2_000, 100));
     runtime().block_on(async {
         let lock = Lock::new().expect("a lock");
         let begin = Event::new().expect("an event");
@@ -321,7 +322,7 @@ fn fairness(plan: &mut Plan) -> String {
         let waited = Duration::from_micros(waits.iter().max().copied().unwrap_or(0));
         let figures = format!("rounds {rounds:?}, at most {waited:?} waited");
         assert!(least > 0, "{figures}");
-        assert!(most <= least.saturating_mul(ratio as u64), "{figures}");
+        assert!(most <= ratio as u64 * least, "{figures}");
         assert!(waited <= Duration::from_millis(longest as u64), "{figures}");
         figures
     })
