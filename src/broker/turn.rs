@@ -105,3 +105,33 @@ impl Turn {
         self.found(u64::MAX - (self.depth << DEPTH_SHIFT | outcome));
     }
 }
+
+/// A model's words, on which a function takes one step a turn.
+pub(super) trait Steps: Sized {
+    fn turn(&mut self) -> &mut Turn;
+    fn read(&self, word: usize) -> u64;
+    fn write(&mut self, word: usize, value: u64);
+
+    /// Takes this turn's step, or tells what it found when it was taken.
+    fn step(&mut self, act: impl FnOnce(&mut Self) -> u64) -> Result<u64, Stopped> {
+        if let Some(known) = self.turn().known()? {
+            return Ok(known);
+        }
+        self.turn().takes_step();
+        let result = act(self);
+        self.turn().found(result);
+        Ok(result)
+    }
+
+    /// Replaces `old` by `new`, or tells what stood there instead.
+    fn exchange(&mut self, word: usize, old: u64, new: u64) -> Result<Result<u64, u64>, Stopped> {
+        let seen = self.step(|this| {
+            let seen = this.read(word);
+            if seen == old {
+                this.write(word, new);
+            }
+            seen
+        })?;
+        Ok(if seen == old { Ok(seen) } else { Err(seen) })
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::broker::memory::{Answer, Answers, Memory, Rule, Ticket};
 use crate::broker::slot;
-use crate::broker::turn::{Stopped, Turn};
+use crate::broker::turn::{Steps, Stopped, Turn};
 use crate::broker::word::{self, DUE, OWNER, RECOVERED};
 
 use super::PERMITS;
@@ -27,14 +27,18 @@ pub(super) struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    fn step(&mut self, act: impl FnOnce(&mut Self) -> u64) -> Result<u64, Stopped> {
-        if let Some(known) = self.turn.known()? {
-            return Ok(known);
-        }
-        self.turn.takes_step();
-        let result = act(self);
-        self.turn.found(result);
-        Ok(result)
+    fn fail(&mut self, what: &str) {
+        self.fault.get_or_insert_with(|| what.to_owned());
+    }
+}
+
+impl Steps for Replay<'_> {
+    fn turn(&mut self) -> &mut Turn {
+        &mut self.turn
+    }
+
+    fn read(&self, word: usize) -> u64 {
+        self.words[word]
     }
 
     /// Writes a word and watches who owns it.
@@ -57,15 +61,7 @@ impl Replay<'_> {
             *self.died_with_lock = self.sweeps;
         }
     }
-
-    fn fail(&mut self, what: &str) {
-        self.fault.get_or_insert_with(|| what.to_owned());
-    }
 }
-
-/// A failed exchange is recorded as a success of nothing: the two are told apart by this bit, which
-/// no word uses.
-const FAILED: u64 = 1 << 40;
 
 impl Memory for Replay<'_> {
     type Stop = Stopped;
@@ -81,19 +77,7 @@ impl Memory for Replay<'_> {
         new: u64,
         _: Ordering,
     ) -> Result<Result<u64, u64>, Stopped> {
-        let result = self.step(|this| {
-            let seen = this.words[word];
-            if seen != old {
-                return seen | FAILED;
-            }
-            this.write(word, new);
-            seen
-        })?;
-        Ok(if result & FAILED == 0 {
-            Ok(result)
-        } else {
-            Err(result & !FAILED)
-        })
+        self.exchange(word, old, new)
     }
 
     fn set_bits(&mut self, word: usize, bits: u64) -> Result<u64, Stopped> {

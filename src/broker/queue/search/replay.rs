@@ -7,7 +7,7 @@ use crate::broker::queue::steps::Put;
 use crate::broker::queue::wait::Bells;
 use crate::broker::queue::words::{self, For, Kind, State};
 use crate::broker::slot::Wake;
-use crate::broker::turn::{Stopped, Turn};
+use crate::broker::turn::{Steps, Stopped, Turn};
 
 use super::client::{Op, Outcome};
 use super::{CLIENTS, HEADER, Life, SEAT_WORDS, SLOT_WORDS, SLOTS, World};
@@ -48,20 +48,7 @@ pub(super) struct Replay<'a> {
     pub(super) fault: &'a mut Option<String>,
 }
 
-/// A failed exchange, in the log; no word uses this bit.
-const FAILED: u64 = 1 << 63;
-
 impl Replay<'_> {
-    pub(super) fn step(&mut self, act: impl FnOnce(&mut Self) -> u64) -> Result<u64, Stopped> {
-        if let Some(known) = self.turn.known()? {
-            return Ok(known);
-        }
-        self.turn.takes_step();
-        let result = act(self);
-        self.turn.found(result);
-        Ok(result)
-    }
-
     /// A step that nobody else can see, and that sees nobody else: it is taken with the next one.
     fn private(&mut self, act: impl FnOnce(&mut Self) -> u64) -> Result<u64, Stopped> {
         if let Some(known) = self.turn.known()? {
@@ -129,25 +116,6 @@ impl Replay<'_> {
     /// Whose memory of old values it is; the last one is the broker's.
     fn mover(&self) -> usize {
         self.client.unwrap_or(self.world.clients.len())
-    }
-
-    /// Writes a word, and keeps the books.
-    fn write(&mut self, word: usize, value: u64) {
-        let before = std::mem::replace(&mut self.world.words[place(word)], value);
-        self.world.n_rounds.fill(0);
-        for seat in 0..self.world.clients.len() {
-            if word == words::owed(seat) && value < before {
-                self.world.n_done += 1;
-            }
-        }
-        for slot in 0..SLOTS {
-            if word == words::next(slot) && words::is_end(before) && !words::is_end(value) {
-                self.linked(before, value);
-            }
-            if word == words::state(slot) {
-                self.changed(slot, State::of(before), State::of(value));
-            }
-        }
     }
 
     fn linked(&mut self, before: u64, value: u64) {
@@ -247,6 +215,35 @@ impl Replay<'_> {
     }
 }
 
+impl Steps for Replay<'_> {
+    fn turn(&mut self) -> &mut Turn {
+        &mut self.turn
+    }
+
+    fn read(&self, word: usize) -> u64 {
+        self.world.words[place(word)]
+    }
+
+    /// Writes a word, and keeps the books.
+    fn write(&mut self, word: usize, value: u64) {
+        let before = std::mem::replace(&mut self.world.words[place(word)], value);
+        self.world.n_rounds.fill(0);
+        for seat in 0..self.world.clients.len() {
+            if word == words::owed(seat) && value < before {
+                self.world.n_done += 1;
+            }
+        }
+        for slot in 0..SLOTS {
+            if word == words::next(slot) && words::is_end(before) && !words::is_end(value) {
+                self.linked(before, value);
+            }
+            if word == words::state(slot) {
+                self.changed(slot, State::of(before), State::of(value));
+            }
+        }
+    }
+}
+
 impl Memory for Replay<'_> {
     type Stop = Stopped;
 
@@ -273,19 +270,7 @@ impl Memory for Replay<'_> {
         new: u64,
         _: Ordering,
     ) -> Result<Result<u64, u64>, Stopped> {
-        let result = self.step(|this| {
-            let seen = this.world.words[place(word)];
-            if seen != old {
-                return seen | FAILED;
-            }
-            this.write(word, new);
-            seen
-        })?;
-        Ok(if result & FAILED == 0 {
-            Ok(result)
-        } else {
-            Err(result & !FAILED)
-        })
+        self.exchange(word, old, new)
     }
 
     fn set_bits(&mut self, word: usize, bits: u64) -> Result<u64, Stopped> {
