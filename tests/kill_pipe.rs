@@ -9,6 +9,8 @@
 //! to the next call. Each of these instructions is then a point at which another victim is killed: it
 //! runs at full speed to the same call and on to the same instruction, which the processor watches.
 //! A victim that takes another way, as the other end was faster or slower, is killed at its next call.
+//! Points that were missed so are looked for in the end by victims that walk as those who found them,
+//! each of which is killed at the first that it comes to; one to which none comes is counted as strayed.
 //!
 //! `cargo test --test kill_pipe` takes a sample; `cargo test --release --test kill_pipe -- --full`
 //! takes every instruction; `--only=`, `--stride=`, `--seconds=` (of each operation) and `--visits=`
@@ -32,13 +34,12 @@ use tokio_multiprocess::pipe::{self, PipeReceiver, PipeSender};
 use tokio_multiprocess::{Process, RecvError, SendFailure, StartMethod};
 
 use crate::trace::Traced;
-use crate::walk::Point;
+use crate::walk::{Missed, Point};
 
 #[expect(dead_code, reason = "it is shared, and others need more of it")]
 #[path = "kill/trace.rs"]
 mod trace;
 
-#[expect(dead_code, reason = "as above")]
 #[path = "kill/walk.rs"]
 mod walk;
 
@@ -364,24 +365,36 @@ fn run(campaign: &Campaign, effort: Effort, runtime: &Runtime) -> Result<usize, 
     while !is_over && has_time() {
         let mut found = Vec::new();
         let verdict = kill(campaign, runtime, |victim| {
-            let goes_on = |n_found| n_found < effort.steps && has_time();
-            is_over = !victim.explore(n_calls, &mut found, goes_on);
+            is_over = !victim.walk(n_calls, |point| {
+                found.push(point);
+                found.len() >= effort.steps || !has_time()
+            });
         });
         verdicts.push(verdict.map_err(|error| format!("behind call {n_calls}: {error}"))?);
         points.extend(found.into_iter().filter(|point| point.nth <= effort.visits));
         n_calls += 1;
     }
     let n_points = points.len();
-    let mut n_strayed = 0;
+    let mut missed = Missed::default();
     for point in points.into_iter().step_by(effort.stride) {
         if !has_time() {
             is_over = false;
             break;
         }
         let verdict = kill(campaign, runtime, |victim| {
-            n_strayed += usize::from(!victim.advance(point));
+            if !victim.run_to(point) {
+                missed.insert(point);
+            }
         });
         verdicts.push(verdict.map_err(|error| format!("at {point:x?}: {error}"))?);
+    }
+    while has_time()
+        && let Some(calls) = missed.next()
+    {
+        let verdict = kill(campaign, runtime, |victim| {
+            victim.walk(calls, |point| missed.take(point));
+        });
+        verdicts.push(verdict.map_err(|error| format!("behind call {calls}: {error}"))?);
     }
     let count = |what| verdicts.iter().filter(|verdict| **verdict == what).count();
     println!(
@@ -390,7 +403,7 @@ fn run(campaign: &Campaign, effort: Effort, runtime: &Runtime) -> Result<usize, 
         n_calls,
         n_points,
         verdicts.len(),
-        n_strayed,
+        missed.len(),
         count("closed"),
         count("torn"),
         count("whole"),
@@ -454,20 +467,18 @@ impl Victim {
         thread.any(|thread| (0..calls).all(|_| passes(thread)))
     }
 
-    /// Goes through all instructions behind a system call, which it lists. False when the act is over
-    /// before.
-    fn explore(&self, calls: u64, found: &mut Vec<Point>, goes_on: impl Fn(usize) -> bool) -> bool {
-        if !self.pass(calls) {
-            return false;
+    /// Goes through the instructions behind a system call until `ends` says so. False when the act is
+    /// over before.
+    fn walk(&self, calls: u64, ends: impl FnMut(Point) -> bool) -> bool {
+        let passes = self.pass(calls);
+        if passes && let Some(thread) = &self.thread {
+            thread.points(calls).any(ends);
         }
-        if let Some(thread) = &self.thread {
-            thread.explore(calls, found, goes_on);
-        }
-        true
+        passes
     }
 
     /// Goes on to an instruction. False when it takes another way.
-    fn advance(&self, point: Point) -> bool {
+    fn run_to(&self, point: Point) -> bool {
         let goes = |thread: &Traced| thread.run_to(point);
         self.pass(point.calls) && self.thread.as_ref().is_some_and(goes)
     }

@@ -11,8 +11,9 @@
 //! For each system call of the operation a few victims are taken through all instructions behind it,
 //! up to the next call. Each of these instructions is then a point to which another victim is brought:
 //! it runs at full speed to the same call and on to the same instruction, which the processor watches.
-//! A victim that takes another way suffers the blow at its next call, and another one is sent; a
-//! point that none of them comes to is counted as strayed.
+//! A victim that takes another way suffers the blow at its next call, and another one is sent. Points
+//! that were missed so are looked for in the end by victims that walk as those who found them, each of
+//! which suffers the blow at the first that it comes to; one to which none comes is counted as strayed.
 //!
 //! `cargo test --test kill_queue` takes a sample; `cargo test --release --test kill_queue -- --full`
 //! takes every visit of every instruction and prints the table; `--only=put` (the operation),
@@ -44,7 +45,7 @@ use tokio_multiprocess::{AsyncQueue, Process};
 
 use crate::route::Route;
 use crate::trace::{Step, Traced};
-use crate::walk::Point;
+use crate::walk::{Missed, Point};
 
 #[path = "kill/route.rs"]
 mod route;
@@ -66,10 +67,8 @@ const PATROLS: Duration = Duration::from_millis(40);
 const SMALL: usize = 16;
 const LARGE: usize = 10_000;
 
-/// So many victims are sent to a point, and in the end so many more to one to which none came, before it
-/// counts as strayed: some ways are taken by few, as who is first among several makes the difference.
+/// So many victims are sent to a point at full speed, and in the end so many use one queue.
 const N_TRIES: usize = 8;
-const N_LAST_TRIES: usize = 100;
 
 /// Bytes of an item that takes all blocks that a queue has at first.
 const ALL_BLOCKS: usize = (32 << 12) - 64;
@@ -588,7 +587,7 @@ impl Tour<'_> {
         let grown_before = memory_of_queues();
         let n_pipes_before = n_pipes();
         let points = self.explore(&mut stage)?;
-        let strayed = self.visit(&mut stage, points)?;
+        let mut missed = self.visit(&mut stage, points)?;
         stage.touch_all()?;
         self.grown = memory_of_queues().saturating_sub(grown_before);
         if self.grown > GROWTH_MAX {
@@ -602,7 +601,9 @@ impl Tour<'_> {
             }
             thread::yield_now();
         }
-        self.seek(strayed)
+        let found = self.seek(&mut stage, &mut missed);
+        self.n_strayed = missed.len();
+        found
     }
 
     /// A queue that is new, and others who use it.
@@ -652,7 +653,10 @@ impl Tour<'_> {
             for _ in 0..effort.n_walks {
                 let mut found = Vec::new();
                 let outcome = stage.point(self.campaign, |victim, asleep| {
-                    victim.explore(calls, &mut found, asleep, |_| goes_on())
+                    victim.walk(calls, asleep, |point| {
+                        found.push(point);
+                        !goes_on()
+                    })
                 });
                 let outcome = outcome.map_err(|fault| format!("behind call {calls}: {fault}"))?;
                 is_over &= self.count(&outcome) == Went::Over;
@@ -667,8 +671,8 @@ impl Tour<'_> {
     }
 
     /// Brings a victim to each of the points; tells to which none came.
-    fn visit(&mut self, stage: &mut Stage, points: Vec<Point>) -> Result<Vec<Point>, Fault> {
-        let mut strayed = Vec::new();
+    fn visit(&mut self, stage: &mut Stage, points: Vec<Point>) -> Result<Missed, Fault> {
+        let mut missed = Missed::default();
         let mut route = Route::new(self.effort.stride);
         route.ends_before(points.len() as u64);
         for at in route {
@@ -676,53 +680,54 @@ impl Tour<'_> {
                 break;
             }
             let point = points[at as usize];
-            if !self.tries(stage, point, Victim::run_to, N_TRIES)? {
-                strayed.push(point);
-            }
-        }
-        Ok(strayed)
-    }
-
-    /// Sends victims to points to which none came, as those went who found them: in a queue that is
-    /// new, and in the end instruction by instruction.
-    fn seek(&mut self, points: Vec<Point>) -> Result<(), Fault> {
-        for point in points {
             let mut came = false;
-            for (go, n_tries) in [
-                (Victim::run_to as Go, N_LAST_TRIES),
-                (Victim::walk_to, N_TRIES),
-            ] {
-                if !came && self.has_time() {
-                    let mut stage = self.stage()?;
-                    came = self.tries(&mut stage, point, go, n_tries)?;
+            for _ in 0..N_TRIES {
+                let outcome =
+                    stage.point(self.campaign, |victim, asleep| victim.run_to(point, asleep));
+                let outcome = outcome.map_err(|fault| format!("at {point:x?}: {fault}"))?;
+                came = self.count(&outcome) == Went::There;
+                if came {
+                    break;
                 }
             }
-            self.n_strayed += usize::from(!came);
+            if !came {
+                missed.insert(point);
+            }
+        }
+        Ok(missed)
+    }
+
+    /// Has victims walk where points were missed. There are other ways in a queue that is new than in one
+    /// that has been used, and for a victim that patrols overtake.
+    fn seek(&mut self, stage: &mut Stage, missed: &mut Missed) -> Result<(), Fault> {
+        let mut n_walks = 0;
+        while let Some(calls) = missed.next()
+            && self.has_time()
+        {
+            if n_walks % N_TRIES == 0 {
+                *stage = self.stage()?;
+                let outcome = stage.point(self.campaign, |victim, asleep| {
+                    victim.pass(u64::MAX, asleep)
+                });
+                self.count(&outcome.map_err(|fault| format!("at the end: {fault}"))?);
+            }
+            n_walks += 1;
+            let is_slow = n_walks % 2 == 0;
+            let mut at = None;
+            let outcome = stage.point(self.campaign, |victim, asleep| {
+                victim.walk(calls, asleep, |point| {
+                    at = Some(point);
+                    if is_slow {
+                        thread::sleep(PATROLS / 1000);
+                    }
+                    missed.take(point)
+                })
+            });
+            self.count(&outcome.map_err(|fault| format!("at {at:x?}: {fault}"))?);
         }
         Ok(())
     }
-
-    /// Sends one victim after the other to a point. False if none comes there.
-    fn tries(
-        &mut self,
-        stage: &mut Stage,
-        point: Point,
-        go: Go,
-        n_tries: usize,
-    ) -> Result<bool, Fault> {
-        for _ in 0..n_tries {
-            let outcome = stage.point(self.campaign, |victim, asleep| go(victim, point, asleep));
-            let outcome = outcome.map_err(|fault| format!("at {point:x?}: {fault}"))?;
-            if self.count(&outcome) == Went::There {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
 }
-
-/// How a victim goes to a point.
-type Go = fn(&Victim, Point, &mut dyn FnMut() -> bool) -> Result<Went, Fault>;
 
 /// Bytes that the queues of this process take.
 fn memory_of_queues() -> u64 {
@@ -1253,42 +1258,31 @@ impl Victim {
         Ok(Went::There)
     }
 
-    /// Goes through all instructions behind a system call, which it lists.
-    fn explore(
+    /// Goes through the instructions behind a system call until `ends` says so.
+    fn walk(
         &self,
         calls: u64,
-        found: &mut Vec<Point>,
         asleep: &mut dyn FnMut() -> bool,
-        goes_on: impl Fn(usize) -> bool,
+        ends: impl FnMut(Point) -> bool,
     ) -> Result<Went, Fault> {
-        let went = self.pass(calls, asleep)?;
-        if let (Went::There, Some(thread)) = (went, &self.thread) {
-            thread.explore(calls, found, goes_on);
-        }
-        Ok(went)
+        self.go(calls, asleep, |thread| thread.points(calls).any(ends))
     }
 
     /// Goes on to an instruction, at full speed.
     fn run_to(&self, point: Point, asleep: &mut dyn FnMut() -> bool) -> Result<Went, Fault> {
-        self.go_to(point, asleep, Traced::run_to)
+        self.go(point.calls, asleep, |thread| thread.run_to(point))
     }
 
-    /// The same, but it walks behind the last system call.
-    fn walk_to(&self, point: Point, asleep: &mut dyn FnMut() -> bool) -> Result<Went, Fault> {
-        self.go_to(point, asleep, Traced::walk_to)
-    }
-
-    fn go_to(
+    fn go(
         &self,
-        point: Point,
+        calls: u64,
         asleep: &mut dyn FnMut() -> bool,
-        comes: fn(&Traced, Point) -> bool,
+        comes: impl FnOnce(&Traced) -> bool,
     ) -> Result<Went, Fault> {
-        let went = self.pass(point.calls, asleep)?;
-        let thread = self.thread.as_ref();
-        match went {
-            Went::There if !thread.is_some_and(|thread| comes(thread, point)) => Ok(Went::Astray),
-            went => Ok(went),
+        let went = self.pass(calls, asleep)?;
+        match (went, &self.thread) {
+            (Went::There, Some(thread)) if !comes(thread) => Ok(Went::Astray),
+            _ => Ok(went),
         }
     }
 

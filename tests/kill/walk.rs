@@ -6,20 +6,62 @@
     reason = "ptrace, of which nothing safe exists for one thread"
 )]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::iter;
 use std::ptr;
 
 use crate::trace::{Traced, request};
 
 /// An instruction of the program, as a thread comes to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Point {
     /// How many system calls come before it.
     pub(crate) calls: u64,
     pub(crate) place: u64,
     /// How many times it has come since the last of them, with this one.
     pub(crate) nth: u64,
+}
+
+/// Points that no victim came to. Victims that walk as those who found them come there sooner or later,
+/// each of which counts where it comes first.
+#[derive(Default)]
+pub(crate) struct Missed {
+    points: BTreeSet<Point>,
+    /// Behind so many system calls, so many have walked in vain.
+    vain: HashMap<u64, usize>,
+}
+
+impl Missed {
+    /// Who is among several first makes the difference, and some ways are taken by few.
+    const N_VAIN_MAX: usize = 100;
+
+    pub(crate) fn insert(&mut self, point: Point) {
+        self.points.insert(point);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.points.len()
+    }
+
+    /// Behind how many system calls the next one is to walk; nothing when that were in vain.
+    pub(crate) fn next(&mut self) -> Option<u64> {
+        let mut calls = self.points.iter().map(|point| point.calls);
+        calls.find(|calls| {
+            let n_vain = self.vain.entry(*calls).or_default();
+            *n_vain += 1;
+            *n_vain <= Self::N_VAIN_MAX
+        })
+    }
+
+    /// Whether it is one of them, which it is no longer then.
+    pub(crate) fn take(&mut self, point: Point) -> bool {
+        let is_one = self.points.remove(&point);
+        if is_one {
+            self.vain.remove(&point.calls);
+        }
+        is_one
+    }
 }
 
 /// Where a walk has ended.
@@ -42,22 +84,22 @@ impl Traced {
     }
 
     /// Goes through the instructions behind the system call at which the thread stands, up to the next
-    /// one, and lists them in `found` as those behind so many `calls`.
-    pub(crate) fn explore(
-        &self,
-        calls: u64,
-        found: &mut Vec<Point>,
-        goes_on: impl Fn(usize) -> bool,
-    ) {
+    /// one, which are those behind so many `calls`. It stands before the one that came last.
+    pub(crate) fn points(&self, calls: u64) -> impl Iterator<Item = Point> {
         let mut times = HashMap::new();
-        while goes_on(found.len()) && self.walk() == Walk::OwnCode {
+        iter::from_fn(move || {
+            if self.walk() != Walk::OwnCode {
+                return None;
+            }
             let place = self.place();
-            let nth = *times
-                .entry(place)
-                .and_modify(|times| *times += 1)
-                .or_insert(1);
-            found.push(Point { calls, place, nth });
-        }
+            let nth: &mut u64 = times.entry(place).or_default();
+            *nth += 1;
+            Some(Point {
+                calls,
+                place,
+                nth: *nth,
+            })
+        })
     }
 
     /// Goes on to the next instruction of the program or to the next system call. What the C library
@@ -144,16 +186,7 @@ impl Traced {
 
     #[cfg(not(target_arch = "x86_64"))]
     pub(crate) fn run_to(&self, point: Point) -> bool {
-        self.walk_to(point)
-    }
-
-    /// The same, instruction by instruction.
-    pub(crate) fn walk_to(&self, point: Point) -> bool {
-        let mut n_left = point.nth;
-        while n_left > 0 && self.walk() == Walk::OwnCode {
-            n_left -= u64::from(self.place() == point.place);
-        }
-        n_left == 0
+        self.points(point.calls).any(|here| here == point)
     }
 
     /// What stands in the thread's memory.
