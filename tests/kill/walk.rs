@@ -34,7 +34,7 @@ pub(crate) struct Missed {
 
 impl Missed {
     /// Who is among several first makes the difference, and some ways are taken by few.
-    const N_VAIN_MAX: usize = 100;
+    const N_VAIN_MAX: usize = 400;
 
     pub(crate) fn insert(&mut self, point: Point) {
         self.points.insert(point);
