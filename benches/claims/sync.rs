@@ -50,6 +50,11 @@ pub(crate) const CONTENDERS: &[(&str, Contender)] = &[
         "semaphores, blocking, one core",
         Here(|| on_one_core(ours::semaphore_round_trip_blocking)),
     ),
+    ("lock, 1,000 tasks", Here(ours::lock_by_tasks)),
+    (
+        "floor: tokio Mutex, 1,000 tasks",
+        Here(floor::tokio_by_tasks),
+    ),
     ("floor: sem_t pair", Here(floor::sem_round_trip)),
     (
         "floor: sem_t pair, one core",
@@ -133,6 +138,10 @@ pub(crate) fn claim(claims: &mut Vec<Claim>) {
     let mut row = Row::new(claims, 23, work, Unit::Ns, "lock, 8 processes");
     row.show("floor: sem_t, 8");
     row.show("floor: futex + spin, 8");
+
+    let work = "a turn with a lock, 1,000 tasks";
+    let mut row = Row::new(claims, 23, work, Unit::Ns, "lock, 1,000 tasks");
+    row.show("floor: tokio Mutex, 1,000 tasks");
 
     let work = "hand over and back";
     let mut row = Row::new(claims, 24, work, Unit::Us, "event");

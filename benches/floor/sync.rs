@@ -5,6 +5,7 @@ use std::cell::UnsafeCell;
 use std::hint::{black_box, spin_loop};
 use std::mem::{MaybeUninit, size_of, zeroed};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -21,6 +22,8 @@ pub(crate) const CONTENDED: usize = 200_000;
 pub(crate) const PAUSES: usize = 100;
 /// Round trips of two processes that hand over to each other.
 pub(crate) const HAND_OVERS: usize = 10_000;
+/// Tasks that wait at one time.
+pub(crate) const CROWD: usize = 1_000;
 /// Rounds of a barrier.
 pub(crate) const MEETINGS: usize = 2_000;
 
@@ -204,6 +207,25 @@ pub(crate) fn tokio_alone() -> f64 {
             *black_box(&mutex).lock().await += 1;
         }
         per_op_ns(started.elapsed(), MANY)
+    })
+}
+
+/// Nanoseconds a turn when a crowd of tasks queues up for tokio's mutex.
+pub(crate) fn tokio_by_tasks() -> f64 {
+    crate::harness::runtime().block_on(async {
+        let mutex = Arc::new(tokio::sync::Mutex::new(()));
+        let mut tasks = tokio::task::JoinSet::new();
+        let started = Instant::now();
+        for _ in 0..CROWD {
+            let mutex = Arc::clone(&mutex);
+            tasks.spawn(async move {
+                let guard = mutex.lock().await;
+                tokio::task::yield_now().await;
+                drop(guard);
+            });
+        }
+        tasks.join_all().await;
+        per_op_ns(started.elapsed(), CROWD)
     })
 }
 

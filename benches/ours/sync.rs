@@ -3,11 +3,12 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use tokio::task::JoinSet;
 use tokio_multiprocess::Process;
 use tokio_multiprocess::shared::{RawArray, RawValue, Value};
 use tokio_multiprocess::sync::{Barrier, Condition, Event, Lock, Semaphore};
 
-use crate::floor::sync::{CONTENDED, HAND_OVERS, MANY, MEETINGS, pause};
+use crate::floor::sync::{CONTENDED, CROWD, HAND_OVERS, MANY, MEETINGS, pause};
 use crate::harness::{per_op_ns, runtime};
 
 async fn uncontended(mut one: impl AsyncFnMut()) -> f64 {
@@ -193,6 +194,25 @@ async fn play_semaphores((there, back, cells): Balls<Semaphore>) {
 pub(crate) fn semaphore_round_trip() -> f64 {
     let semaphore = || Semaphore::new(0).expect("a semaphore");
     round_trip((semaphore(), semaphore()), play_semaphores)
+}
+
+/// Nanoseconds a turn when a crowd of tasks of one process queues up for a lock.
+pub(crate) fn lock_by_tasks() -> f64 {
+    let lock = Lock::new().expect("a lock");
+    runtime().block_on(async {
+        let mut tasks = JoinSet::new();
+        let started = Instant::now();
+        for _ in 0..CROWD {
+            let lock = lock.clone();
+            tasks.spawn(async move {
+                let guard = lock.lock().await.expect("the creator lives");
+                tokio::task::yield_now().await;
+                drop(guard);
+            });
+        }
+        tasks.join_all().await;
+        per_op_ns(started.elapsed(), CROWD)
+    })
 }
 
 fn play_blocking((there, back, cells): Balls<Semaphore>) {

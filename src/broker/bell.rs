@@ -5,23 +5,28 @@
 //! before. So nobody has to empty it, no sleeper can take a ring away from another one, and a
 //! sleeper that is killed or dropped takes nothing along.
 //!
-//! A ring says only: look again. A sleeper stands in line for the next ring before it looks at its own
-//! word, since another sleeper of the same runtime may hear a ring and clear it while this one is
-//! still looking: tokio wakes all that stand in line, and those only. A readiness that was there
-//! before the look is cleared after it; tokio refuses to clear one that is newer, so a ring between
-//! the look and the clearing is not lost.
+//! A ring says only: look again. In each runtime an [`Ear`] hears it, which no task has to poll: the
+//! runtime's driver calls it as the waker of the registration. It clears the ring, sees to it that the
+//! next one is heard, and only then goes through the sleepers. A sleeper of whom it can tell that there
+//! is nothing for him sleeps on: a thousand of them cost a load each, and not a thousand tasks' turns.
+//!
+//! A sleeper lies down at the ear before it looks at its own word, so either it sees what was there
+//! before the ring, or the ring finds it lying there. A ring that comes while an earlier one is cleared
+//! is not cleared with it: tokio refuses to clear a readiness that is newer.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
+use tokio::task::unconstrained;
 
 use crate::sys::async_fd::{self, SharedEventFd};
 use crate::sys::eventfd::EventFd;
@@ -50,8 +55,29 @@ struct Ears {
     kept: VecDeque<Arc<Ear>>,
 }
 
-/// One runtime's registration.
-type Ear = AsyncFd<SharedEventFd>;
+/// One runtime's registration, and who sleeps there.
+struct Ear {
+    fd: AsyncFd<SharedEventFd>,
+    /// Calls [`hear`](Self::hear).
+    waker: Waker,
+    sleepers: Mutex<Sleepers>,
+}
+
+#[derive(Default)]
+struct Sleepers {
+    next: u64,
+    by_number: BTreeMap<u64, Sleeper>,
+    /// The runtime has been shut down: nothing is heard any more.
+    is_deaf: bool,
+}
+
+struct Sleeper {
+    waker: Waker,
+    is_due: Option<Due>,
+}
+
+/// Whether there is something for a sleeper. Nobody, that is: it looks after each ring.
+type Due = Arc<dyn Fn() -> bool + Send + Sync>;
 
 impl Bell {
     /// A bell that nobody knows of.
@@ -78,36 +104,35 @@ impl Bell {
 
     /// Waits until `look` finds something; it is asked now and after each ring.
     pub(crate) async fn listen<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
-        if let Some(found) = look() {
-            return found;
+        match look() {
+            Some(found) => found,
+            None => self.sleep(None, look).await,
         }
-        loop {
-            let ear = self.ear();
-            let mut ring = pin!(ear.readable());
-            let in_line = poll_fn(|cx| Poll::Ready(ring.as_mut().poll(cx))).await;
-            if let Some(found) = look() {
-                return found;
+    }
+
+    /// The same, but after a ring `look` is asked only if there is something for it. That must not take
+    /// long: a ring asks everybody.
+    pub(crate) async fn listen_if<T>(
+        &self,
+        is_due: impl Fn() -> bool + Send + Sync + 'static,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> T {
+        match look() {
+            Some(found) => found,
+            None => self.sleep(Some(Arc::new(is_due)), look).await,
+        }
+    }
+
+    async fn sleep<T>(&self, is_due: Option<Due>, mut look: impl FnMut() -> Option<T>) -> T {
+        let mut bed: Option<Bed> = None;
+        poll_fn(|cx| {
+            // Not twice unless the runtime of its ear is gone: then it listens by the present one.
+            while !bed.as_ref().is_some_and(|bed| bed.lie_down(cx.waker())) {
+                bed = Some(Bed::new(self.ear(), is_due.clone(), cx.waker()));
             }
-            let rung = match in_line {
-                Poll::Ready(rung) => rung,
-                Poll::Pending => {
-                    let rung = ring.await;
-                    if let Some(found) = look() {
-                        return found;
-                    }
-                    rung
-                }
-            };
-            // An error means that the runtime of this ear is gone: listen by the present one.
-            let Ok(mut rung) = rung else {
-                let mut ears = self.ears();
-                ears.known
-                    .retain(|(_, other)| other.as_ptr() != Arc::as_ptr(&ear));
-                ears.kept.retain(|other| !Arc::ptr_eq(other, &ear));
-                continue;
-            };
-            rung.clear_ready();
-        }
+            look().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     /// The registration with the runtime that polls us.
@@ -115,14 +140,17 @@ impl Bell {
         let id = Handle::current().id();
         let mut ears = self.ears();
         let known = ears.known.iter().find(|(known, _)| *known == id);
-        if let Some(ear) = known.and_then(|(_, ear)| ear.upgrade()) {
+        if let Some(ear) = known.and_then(|(_, ear)| ear.upgrade())
+            && !ear.is_deaf()
+        {
             return ear;
         }
-        let ear = async_fd::watch_event_fd(Arc::clone(&self.fd));
-        let ear = Arc::new(ear.expect("an eventfd can be added to the runtime's epoll set"));
+        let ear = Ear::new(Arc::clone(&self.fd));
+        let ear = ear.expect("an eventfd can be added to the runtime's epoll set");
         // To keep one would keep what is left of its runtime.
-        ears.kept.retain(|kept| !is_of_ended_runtime(kept));
-        ears.known.retain(|(_, known)| known.strong_count() > 0);
+        ears.kept.retain(|kept| !kept.is_deaf());
+        ears.known
+            .retain(|(_, known)| known.upgrade().is_some_and(|known| !known.is_deaf()));
         ears.known.push((id, Arc::downgrade(&ear)));
         ears.kept.push_back(Arc::clone(&ear));
         if ears.kept.len() > RUNTIMES_MAX {
@@ -150,10 +178,115 @@ impl Bell {
     }
 }
 
-/// Whether the runtime of a registration has been shut down.
-fn is_of_ended_runtime(ear: &Ear) -> bool {
-    let mut cx = Context::from_waker(Waker::noop());
-    matches!(ear.poll_read_ready(&mut cx), Poll::Ready(Err(_)))
+impl Ear {
+    /// Registers with the runtime that polls us.
+    fn new(fd: Arc<EventFd>) -> io::Result<Arc<Self>> {
+        let fd = async_fd::watch_event_fd(fd)?;
+        let ear = Arc::new_cyclic(|ear| Self {
+            fd,
+            waker: Arc::new(Hearer(Weak::clone(ear))).into(),
+            sleepers: Mutex::default(),
+        });
+        ear.hear();
+        Ok(ear)
+    }
+
+    /// Has everybody look for whom there is something, now and at the next ring.
+    fn hear(&self) {
+        let mut cx = Context::from_waker(&self.waker);
+        let is_deaf = loop {
+            // Outside of tasks' budgets: it is called again only by the next ring.
+            let rung = pin!(unconstrained(poll_fn(|cx| self.fd.poll_read_ready(cx)))).poll(&mut cx);
+            match rung {
+                Poll::Ready(Ok(mut rung)) => rung.clear_ready(),
+                Poll::Ready(Err(_)) => break true,
+                Poll::Pending => break false,
+            }
+        };
+        let mut sleepers = self.sleepers();
+        sleepers.is_deaf |= is_deaf;
+        let looks =
+            |sleeper: &&Sleeper| is_deaf || sleeper.is_due.as_ref().is_none_or(|is_due| is_due());
+        let due = sleepers.by_number.values().filter(looks);
+        let due: Vec<_> = due.map(|sleeper| sleeper.waker.clone()).collect();
+        drop(sleepers);
+        for waker in due {
+            waker.wake();
+        }
+    }
+
+    /// Whether its runtime has been shut down.
+    fn is_deaf(&self) -> bool {
+        self.sleepers().is_deaf
+    }
+
+    fn sleepers(&self) -> MutexGuard<'_, Sleepers> {
+        self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Ear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ear")
+            .field("fd", &self.fd)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Is what the driver wakes. The registration keeps it, so it must not keep the registration.
+struct Hearer(Weak<Ear>);
+
+impl Wake for Hearer {
+    fn wake(self: Arc<Self>) {
+        if let Some(ear) = self.0.upgrade() {
+            ear.hear();
+        }
+    }
+}
+
+/// A sleeper's place at an ear, until it is dropped.
+struct Bed {
+    ear: Arc<Ear>,
+    number: u64,
+    epoch: u64,
+}
+
+impl Bed {
+    fn new(ear: Arc<Ear>, is_due: Option<Due>, waker: &Waker) -> Self {
+        let mut sleepers = ear.sleepers();
+        let number = sleepers.next;
+        sleepers.next += 1;
+        let waker = waker.clone();
+        sleepers.by_number.insert(number, Sleeper { waker, is_due });
+        drop(sleepers);
+        Self {
+            ear,
+            number,
+            epoch: fork_epoch::current(),
+        }
+    }
+
+    /// Has this waker called by the rings from now on. False if the ear hears nothing any more.
+    fn lie_down(&self, waker: &Waker) -> bool {
+        let mut sleepers = self.ear.sleepers();
+        if let Some(sleeper) = sleepers.by_number.get_mut(&self.number) {
+            sleeper.waker.clone_from(waker);
+        }
+        !sleepers.is_deaf
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if self.epoch != fork_epoch::current() {
+            // A copy of its parent's, as in `ears`.
+            mem::forget(Arc::clone(&self.ear));
+            return;
+        }
+        let sleeper = self.ear.sleepers().by_number.remove(&self.number);
+        // Behind the lock: what its condition holds may listen itself.
+        drop(sleeper);
+    }
 }
 
 impl AsFd for Bell {
@@ -164,12 +297,28 @@ impl AsFd for Bell {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
     use std::sync::atomic::Ordering::SeqCst;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
     use std::thread;
     use std::time::Duration;
 
+    use futures::poll;
+    use tokio::runtime::{Builder, Runtime};
+    use tokio::task::JoinSet;
+
     use super::*;
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    impl Bell {
+        fn n_asleep(&self) -> usize {
+            let ears = self.ears();
+            let ears = ears.kept.iter();
+            ears.map(|ear| ear.sleepers().by_number.len()).sum()
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_ring_that_another_sleeper_hears_is_not_lost_for_one_that_is_looking() {
@@ -197,10 +346,10 @@ mod tests {
             let look = || {
                 n += 1;
                 if n <= 2 {
-                    // While it looks, which is in vain, the other one hears a ring and clears it.
+                    // While it looks, which is in vain, the other one hears a ring.
                     let before = wait_for_look(1);
                     bell.ring();
-                    wait_for_look(before + 2);
+                    wait_for_look(before + 1);
                     return None;
                 }
                 Some(())
@@ -213,16 +362,96 @@ mod tests {
         other.abort();
     }
 
+    #[tokio::test]
+    async fn a_ring_wakes_nobody_for_whom_there_is_nothing() {
+        let bell = Arc::new(Bell::new().unwrap());
+        let looks = Arc::new(AtomicUsize::new(0));
+        let mut others = JoinSet::new();
+        for _ in 0..100 {
+            let (bell, looks) = (Arc::clone(&bell), Arc::clone(&looks));
+            others.spawn(async move {
+                let look = || {
+                    looks.fetch_add(1, SeqCst);
+                    None::<()>
+                };
+                bell.listen_if(|| false, look).await
+            });
+        }
+        let is_due = Arc::new(AtomicBool::new(false));
+        let one = tokio::spawn({
+            let (bell, is_due) = (Arc::clone(&bell), Arc::clone(&is_due));
+            async move {
+                let asked = Arc::clone(&is_due);
+                let look = || is_due.load(SeqCst).then_some(());
+                bell.listen_if(move || asked.load(SeqCst), look).await;
+            }
+        });
+        while bell.n_asleep() < 101 {
+            tokio::task::yield_now().await;
+        }
+        let before = looks.load(SeqCst);
+
+        bell.ring();
+        is_due.store(true, SeqCst);
+        bell.ring();
+
+        let heard = tokio::time::timeout(Duration::from_secs(30), one).await;
+        assert!(heard.is_ok(), "the ring is lost");
+        assert_eq!(looks.load(SeqCst), before);
+        others.shutdown().await;
+        assert_eq!(bell.n_asleep(), 0, "who is gone sleeps on");
+    }
+
+    #[test]
+    fn a_sleeper_whose_runtime_is_gone_hears_by_the_next_one() {
+        let bell = Bell::new().unwrap();
+        let is_due = AtomicBool::new(false);
+        let mut sleeper = Box::pin(bell.listen(|| is_due.load(SeqCst).then_some(())));
+        let first = runtime();
+        first.block_on(async { assert!(poll!(sleeper.as_mut()).is_pending()) });
+
+        drop(first);
+
+        runtime().block_on(async {
+            assert!(poll!(sleeper.as_mut()).is_pending());
+            is_due.store(true, SeqCst);
+            bell.ring();
+            let heard = tokio::time::timeout(Duration::from_secs(30), sleeper).await;
+            assert!(heard.is_ok(), "the ring is lost");
+        });
+    }
+
+    #[test]
+    fn the_end_of_a_runtime_wakes_sleepers_that_have_gone_elsewhere() {
+        let bell = Arc::new(Bell::new().unwrap());
+        let is_due = Arc::new(AtomicBool::new(false));
+        let mut sleeper = Box::pin({
+            let (bell, is_due) = (Arc::clone(&bell), Arc::clone(&is_due));
+            async move { bell.listen(|| is_due.load(SeqCst).then_some(())).await }
+        });
+        let first = runtime();
+        first.block_on(async { assert!(poll!(sleeper.as_mut()).is_pending()) });
+
+        runtime().block_on(async {
+            let sleeper = tokio::spawn(sleeper);
+            tokio::task::yield_now().await;
+            tokio::task::spawn_blocking(move || drop(first))
+                .await
+                .unwrap();
+            tokio::task::yield_now().await;
+            is_due.store(true, SeqCst);
+            bell.ring();
+            let heard = tokio::time::timeout(Duration::from_secs(30), sleeper).await;
+            assert!(heard.is_ok(), "the ring is lost");
+        });
+    }
+
     #[test]
     fn a_runtime_that_is_gone_is_not_kept_when_another_one_listens() {
         let bell = Bell::new().unwrap();
         for _ in 0..3 {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
             let mut looks = 0;
-            runtime.block_on(bell.listen(|| {
+            runtime().block_on(bell.listen(|| {
                 looks += 1;
                 bell.ring();
                 (looks > 2).then_some(())

@@ -499,6 +499,12 @@ impl Link {
         slot::answer_of(self.slot(slot))
     }
 
+    /// Tells whether a wait is over, to those who ring for others as well.
+    pub(crate) fn is_due(self: &Arc<Self>, place: Place) -> impl Fn() -> bool + use<> {
+        let link = Arc::clone(self);
+        move || link.answer_of(place).is_some() || link.is_gone()
+    }
+
     /// What rings when an answer comes for a wait with [`Wake::Bell`].
     pub(crate) fn bell(&self) -> &Bell {
         &self.bell

@@ -44,7 +44,8 @@ impl Waiting {
     /// Waits for the answer.
     pub(crate) async fn answer(mut self) -> Result<Answer, CreatorGone> {
         let link = Arc::clone(&self.link);
-        link.bell().listen(|| self.look()).await
+        let is_due = link.is_due(self.place);
+        link.bell().listen_if(is_due, || self.look()).await
     }
 
     /// Puts the thread to sleep until the answer comes; asked with [`slot::Wake::Futex`].
@@ -78,7 +79,8 @@ impl Waiting {
     /// passed breaks the barrier, also when it is told to lead.
     pub(crate) async fn answer_of_barrier(&mut self) -> Result<Answer, CreatorGone> {
         let link = Arc::clone(&self.link);
-        link.bell().listen(|| self.peek()).await
+        let is_due = link.is_due(self.place);
+        link.bell().listen_if(is_due, || self.peek()).await
     }
 
     /// The same for a thread.
