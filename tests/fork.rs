@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_multiprocess::pipe;
+use tokio_multiprocess::sync::Event;
 use tokio_multiprocess::{AsyncPipe, Process, RecvError, StartError};
 
 #[path = "it/queue/suite.rs"]
@@ -188,6 +189,7 @@ cases! {
         a_descriptor_that_was_captured_is_open_in_the_child_alone
         the_ends_of_a_pipe_go_on_in_the_copy
         a_pipe_that_the_parent_awaits_still_wakes_it_after_the_child_has_used_its_copy
+        a_wait_that_was_begun_before_the_fork_goes_on_in_the_copy
         a_process_with_other_threads_is_refused
         other_threads_are_allowed_to_whom_asks_for_it
         a_child_is_outside_the_runtime_that_forked_it
@@ -296,6 +298,27 @@ fn a_pipe_that_the_parent_awaits_still_wakes_it_after_the_child_has_used_its_cop
         tokio::task::yield_now().await;
         tx.send(7).await.unwrap();
         assert_eq!(received.await.unwrap(), 7);
+    });
+}
+
+/// The driver that would wake it is that of the parent.
+fn a_wait_that_was_begun_before_the_fork_goes_on_in_the_copy() {
+    let event = Event::new().unwrap();
+    on_a_runtime(async move {
+        let its = event.clone();
+        let mut wait = Box::pin(async move { its.wait().await });
+        assert!(futures::poll!(wait.as_mut()).is_pending());
+        let (mut waits, mut says) = std::io::pipe().unwrap();
+        let child = fork(move || {
+            on_a_runtime(async move {
+                assert!(futures::poll!(wait.as_mut()).is_pending());
+                says.write_all(&[0]).unwrap();
+                wait.await.unwrap();
+            })
+        });
+        waits.read_exact(&mut [0]).unwrap();
+        event.set();
+        child.unwrap().join().await.unwrap();
     });
 }
 

@@ -67,8 +67,11 @@ const PATROLS: Duration = Duration::from_millis(40);
 const SMALL: usize = 16;
 const LARGE: usize = 10_000;
 
-/// So many victims are sent to a point at full speed, and in the end so many use one queue.
+/// So many victims are sent to a point at full speed.
 const N_TRIES: usize = 8;
+
+/// So many victims use one queue in the end.
+const N_USERS_MAX: usize = 64;
 
 /// Bytes of an item that takes all blocks that a queue has at first.
 const ALL_BLOCKS: usize = (32 << 12) - 64;
@@ -698,21 +701,21 @@ impl Tour<'_> {
     }
 
     /// Has victims walk where points were missed. There are other ways in a queue that is new than in one
-    /// that has been used, and for a victim that patrols overtake.
+    /// that few or many have used, and for a victim that patrols overtake.
     fn seek(&mut self, stage: &mut Stage, missed: &mut Missed) -> Result<(), Fault> {
-        let mut n_walks = 0;
+        let mut n_walks = 0_usize;
         while let Some(calls) = missed.next()
             && self.has_time()
         {
-            if n_walks % N_TRIES == 0 {
+            n_walks += 1;
+            if n_walks.is_power_of_two() || n_walks.is_multiple_of(N_USERS_MAX) {
                 *stage = self.stage()?;
                 let outcome = stage.point(self.campaign, |victim, asleep| {
                     victim.pass(u64::MAX, asleep)
                 });
                 self.count(&outcome.map_err(|fault| format!("at the end: {fault}"))?);
             }
-            n_walks += 1;
-            let is_slow = n_walks % 2 == 0;
+            let is_slow = n_walks.is_multiple_of(2);
             let mut at = None;
             let outcome = stage.point(self.campaign, |victim, asleep| {
                 victim.walk(calls, asleep, |point| {

@@ -72,7 +72,8 @@ struct Sleepers {
 }
 
 struct Sleeper {
-    waker: Waker,
+    /// Taken by the ring that wakes it; it brings another one when it is polled.
+    waker: Option<Waker>,
     is_due: Option<Due>,
 }
 
@@ -126,18 +127,23 @@ impl Bell {
     async fn sleep<T>(&self, is_due: Option<Due>, mut look: impl FnMut() -> Option<T>) -> T {
         let mut bed: Option<Bed> = None;
         poll_fn(|cx| {
-            // Not twice unless the runtime of its ear is gone: then it listens by the present one.
+            // Not twice unless it comes from another runtime, or that of its ear is gone.
             while !bed.as_ref().is_some_and(|bed| bed.lie_down(cx.waker())) {
-                bed = Some(Bed::new(self.ear(), is_due.clone(), cx.waker()));
+                bed = Some(self.bed(is_due.clone()));
             }
             look().map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }
 
-    /// The registration with the runtime that polls us.
-    fn ear(&self) -> Arc<Ear> {
+    /// A place at the ear of the runtime that polls us.
+    fn bed(&self, is_due: Option<Due>) -> Bed {
         let id = Handle::current().id();
+        Bed::new(self.ear(id), id, is_due)
+    }
+
+    /// The registration with the runtime that polls us, which has this id.
+    fn ear(&self, id: Id) -> Arc<Ear> {
         let mut ears = self.ears();
         let known = ears.known.iter().find(|(known, _)| *known == id);
         if let Some(ear) = known.and_then(|(_, ear)| ear.upgrade())
@@ -198,6 +204,8 @@ impl Ear {
             // Outside of tasks' budgets: it is called again only by the next ring.
             let rung = pin!(unconstrained(poll_fn(|cx| self.fd.poll_read_ready(cx)))).poll(&mut cx);
             match rung {
+                // What hangs up is no counter, and stays ready for ever.
+                Poll::Ready(Ok(rung)) if rung.ready().is_read_closed() => break false,
                 Poll::Ready(Ok(mut rung)) => rung.clear_ready(),
                 Poll::Ready(Err(_)) => break true,
                 Poll::Pending => break false,
@@ -205,10 +213,11 @@ impl Ear {
         };
         let mut sleepers = self.sleepers();
         sleepers.is_deaf |= is_deaf;
-        let looks =
-            |sleeper: &&Sleeper| is_deaf || sleeper.is_due.as_ref().is_none_or(|is_due| is_due());
-        let due = sleepers.by_number.values().filter(looks);
-        let due: Vec<_> = due.map(|sleeper| sleeper.waker.clone()).collect();
+        let looks = |sleeper: &&mut Sleeper| {
+            is_deaf || sleeper.is_due.as_ref().is_none_or(|is_due| is_due())
+        };
+        let due = sleepers.by_number.values_mut().filter(looks);
+        let due: Vec<_> = due.filter_map(|sleeper| sleeper.waker.take()).collect();
         drop(sleepers);
         for waker in due {
             waker.wake();
@@ -247,30 +256,44 @@ impl Wake for Hearer {
 /// A sleeper's place at an ear, until it is dropped.
 struct Bed {
     ear: Arc<Ear>,
+    /// The ear's.
+    runtime: Id,
     number: u64,
     epoch: u64,
 }
 
 impl Bed {
-    fn new(ear: Arc<Ear>, is_due: Option<Due>, waker: &Waker) -> Self {
+    fn new(ear: Arc<Ear>, runtime: Id, is_due: Option<Due>) -> Self {
         let mut sleepers = ear.sleepers();
         let number = sleepers.next;
         sleepers.next += 1;
-        let waker = waker.clone();
-        sleepers.by_number.insert(number, Sleeper { waker, is_due });
+        let sleeper = Sleeper {
+            waker: None,
+            is_due,
+        };
+        sleepers.by_number.insert(number, sleeper);
         drop(sleepers);
         Self {
             ear,
+            runtime,
             number,
             epoch: fork_epoch::current(),
         }
     }
 
-    /// Has this waker called by the rings from now on. False if the ear hears nothing any more.
+    /// Has this waker called by the next ring. False if that would not be heard: another process or
+    /// another runtime polls us now, or the ear's is gone.
     fn lie_down(&self, waker: &Waker) -> bool {
+        let is_elsewhere = Handle::try_current().is_ok_and(|handle| handle.id() != self.runtime);
+        if is_elsewhere || self.epoch != fork_epoch::current() {
+            return false;
+        }
         let mut sleepers = self.ear.sleepers();
         if let Some(sleeper) = sleepers.by_number.get_mut(&self.number) {
-            sleeper.waker.clone_from(waker);
+            match &mut sleeper.waker {
+                Some(known) => known.clone_from(waker),
+                none => *none = Some(waker.clone()),
+            }
         }
         !sleepers.is_deaf
     }
@@ -297,16 +320,20 @@ impl AsFd for Bell {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
     use std::sync::atomic::Ordering::SeqCst;
     use std::sync::atomic::{AtomicBool, AtomicUsize};
     use std::thread;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    use futures::poll;
+    use futures::{join, poll};
     use tokio::runtime::{Builder, Runtime};
     use tokio::task::JoinSet;
+    use tokio::time::timeout;
 
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     fn runtime() -> Runtime {
         Builder::new_current_thread().enable_all().build().unwrap()
@@ -318,6 +345,42 @@ mod tests {
             let ears = ears.kept.iter();
             ears.map(|ear| ear.sleepers().by_number.len()).sum()
         }
+
+        /// Rings, and comes back when somebody else in this runtime has heard it.
+        async fn ring_and_hear(&self) {
+            let mut beside = pin!(self.listen(|| None::<()>));
+            let woken = Arc::new(Woken::default());
+            assert!(woken.polls(beside.as_mut()).is_pending());
+            self.ring();
+            let begun = Instant::now();
+            while woken.0.load(SeqCst) == 0 {
+                assert!(begun.elapsed() < PATIENCE, "the ring is lost");
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// How often somebody was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Woken {
+        fn polls<F: Future>(self: &Arc<Self>, future: Pin<&mut F>) -> Poll<F::Output> {
+            let waker = Waker::from(Arc::clone(self));
+            future.poll(&mut Context::from_waker(&waker))
+        }
+    }
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// Whether somebody wakes it: when its time is over, a future is asked once more.
+    async fn is_woken<F: Future>(sleeper: F) -> bool {
+        let begun = Instant::now();
+        timeout(PATIENCE, sleeper).await.is_ok() && begun.elapsed() < PATIENCE
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -335,7 +398,9 @@ mod tests {
             }
         });
         let wait_for_look = move |n| {
+            let begun = Instant::now();
             while looks.load(SeqCst) < n {
+                assert!(begun.elapsed() < PATIENCE, "the other one hears nothing");
                 thread::yield_now();
             }
             looks.load(SeqCst)
@@ -347,7 +412,7 @@ mod tests {
                 n += 1;
                 if n <= 2 {
                     // While it looks, which is in vain, the other one hears a ring.
-                    let before = wait_for_look(1);
+                    let before = wait_for_look(2);
                     bell.ring();
                     wait_for_look(before + 1);
                     return None;
@@ -357,8 +422,8 @@ mod tests {
             bell.listen(look).await;
         });
 
-        let found = tokio::time::timeout(Duration::from_secs(30), found).await;
-        assert!(found.is_ok(), "the ring is lost");
+        let found = timeout(PATIENCE, found).await;
+        assert!(matches!(found, Ok(Ok(()))), "the ring is lost");
         other.abort();
     }
 
@@ -391,12 +456,11 @@ mod tests {
         }
         let before = looks.load(SeqCst);
 
-        bell.ring();
+        bell.ring_and_hear().await;
         is_due.store(true, SeqCst);
         bell.ring();
 
-        let heard = tokio::time::timeout(Duration::from_secs(30), one).await;
-        assert!(heard.is_ok(), "the ring is lost");
+        assert!(is_woken(one).await, "the ring is lost");
         assert_eq!(looks.load(SeqCst), before);
         others.shutdown().await;
         assert_eq!(bell.n_asleep(), 0, "who is gone sleeps on");
@@ -413,37 +477,60 @@ mod tests {
         drop(first);
 
         runtime().block_on(async {
-            assert!(poll!(sleeper.as_mut()).is_pending());
-            is_due.store(true, SeqCst);
-            bell.ring();
-            let heard = tokio::time::timeout(Duration::from_secs(30), sleeper).await;
-            assert!(heard.is_ok(), "the ring is lost");
+            // It is polled before the ring.
+            let (is_woken, ()) = join!(is_woken(sleeper), async {
+                is_due.store(true, SeqCst);
+                bell.ring();
+            });
+            assert!(is_woken, "the ring is lost");
         });
     }
 
     #[test]
-    fn the_end_of_a_runtime_wakes_sleepers_that_have_gone_elsewhere() {
-        let bell = Arc::new(Bell::new().unwrap());
-        let is_due = Arc::new(AtomicBool::new(false));
-        let mut sleeper = Box::pin({
-            let (bell, is_due) = (Arc::clone(&bell), Arc::clone(&is_due));
-            async move { bell.listen(|| is_due.load(SeqCst).then_some(())).await }
-        });
-        let first = runtime();
-        first.block_on(async { assert!(poll!(sleeper.as_mut()).is_pending()) });
+    fn a_sleeper_hears_by_the_runtime_that_polled_it_last() {
+        let bell = Bell::new().unwrap();
+        let is_due = AtomicBool::new(false);
+        let mut sleeper = Box::pin(bell.listen(|| is_due.load(SeqCst).then_some(())));
+        let idle = runtime();
+        idle.block_on(async { assert!(poll!(sleeper.as_mut()).is_pending()) });
 
         runtime().block_on(async {
-            let sleeper = tokio::spawn(sleeper);
-            tokio::task::yield_now().await;
-            tokio::task::spawn_blocking(move || drop(first))
-                .await
-                .unwrap();
-            tokio::task::yield_now().await;
-            is_due.store(true, SeqCst);
-            bell.ring();
-            let heard = tokio::time::timeout(Duration::from_secs(30), sleeper).await;
-            assert!(heard.is_ok(), "the ring is lost");
+            // It is polled before the ring.
+            let (is_woken, ()) = join!(is_woken(sleeper), async {
+                is_due.store(true, SeqCst);
+                bell.ring();
+            });
+            assert!(is_woken, "the ring is lost");
         });
+    }
+
+    #[test]
+    fn a_sleeper_that_is_not_polled_is_woken_once() {
+        let bell = Bell::new().unwrap();
+        let woken = Arc::new(Woken::default());
+        let mut sleeper = pin!(bell.listen(|| None::<()>));
+        runtime().block_on(async {
+            assert!(woken.polls(sleeper.as_mut()).is_pending());
+
+            for _ in 0..3 {
+                bell.ring_and_hear().await;
+            }
+        });
+
+        assert_eq!(woken.0.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn the_end_of_a_runtime_wakes_its_sleepers() {
+        let bell = Bell::new().unwrap();
+        let woken = Arc::new(Woken::default());
+        let mut sleeper = pin!(bell.listen_if(|| false, || None::<()>));
+        let runtime = runtime();
+        runtime.block_on(async { assert!(woken.polls(sleeper.as_mut()).is_pending()) });
+
+        drop(runtime);
+
+        assert_eq!(woken.0.load(SeqCst), 1);
     }
 
     #[test]
