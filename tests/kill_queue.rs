@@ -67,11 +67,8 @@ const PATROLS: Duration = Duration::from_millis(40);
 const SMALL: usize = 16;
 const LARGE: usize = 10_000;
 
-/// So many victims are sent to a point at full speed.
+/// So many victims are sent to a point at full speed, and in the end so many use one queue.
 const N_TRIES: usize = 8;
-
-/// So many victims use one queue in the end.
-const N_USERS_MAX: usize = 64;
 
 /// Bytes of an item that takes all blocks that a queue has at first.
 const ALL_BLOCKS: usize = (32 << 12) - 64;
@@ -701,21 +698,25 @@ impl Tour<'_> {
     }
 
     /// Has victims walk where points were missed. There are other ways in a queue that is new than in one
-    /// that few or many have used, and for a victim that patrols overtake.
+    /// that somebody has used, and for a victim that patrols overtake.
     fn seek(&mut self, stage: &mut Stage, missed: &mut Missed) -> Result<(), Fault> {
-        let mut n_walks = 0_usize;
+        let mut n_walks = 0;
         while let Some(calls) = missed.next()
             && self.has_time()
         {
-            n_walks += 1;
-            if n_walks.is_power_of_two() || n_walks.is_multiple_of(N_USERS_MAX) {
+            let n_stages = n_walks / N_TRIES;
+            // Slow ones take very long.
+            let (is_used, is_slow) = (n_stages % 2 == 1, n_stages % 8 >= 6);
+            if n_walks == n_stages * N_TRIES {
                 *stage = self.stage()?;
-                let outcome = stage.point(self.campaign, |victim, asleep| {
-                    victim.pass(u64::MAX, asleep)
-                });
-                self.count(&outcome.map_err(|fault| format!("at the end: {fault}"))?);
+                if is_used {
+                    let outcome = stage.point(self.campaign, |victim, asleep| {
+                        victim.pass(u64::MAX, asleep)
+                    });
+                    self.count(&outcome.map_err(|fault| format!("at the end: {fault}"))?);
+                }
             }
-            let is_slow = n_walks.is_multiple_of(2);
+            n_walks += 1;
             let mut at = None;
             let outcome = stage.point(self.campaign, |victim, asleep| {
                 victim.walk(calls, asleep, |point| {
