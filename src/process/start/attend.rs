@@ -144,6 +144,14 @@ pub(super) struct Ready {
     pub(super) control: Option<Control>,
 }
 
+impl Ready {
+    /// Nobody wants the child any more.
+    pub(super) fn kill(&self) {
+        // It runs, or has ended by itself.
+        let _ = self.pidfd.signal(crate::sys::signal::KILL);
+    }
+}
+
 /// Why there is no child that is ready.
 pub(super) enum NotReady {
     /// The fork server is gone, and the child was not made.

@@ -225,8 +225,15 @@ impl Drop for Answered {
             return;
         }
         self.0.close();
-        if let Some(supervisor) = supervisor::running() {
-            supervisor.kill_unwanted();
+        match self.0.try_recv() {
+            // It has come, and nobody has seen it.
+            Ok(Ok(ready)) => ready.kill(),
+            Ok(Err(_)) => (),
+            Err(_) => {
+                if let Some(supervisor) = supervisor::running() {
+                    supervisor.kill_unwanted();
+                }
+            }
         }
     }
 }
