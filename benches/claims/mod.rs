@@ -89,6 +89,8 @@ const CONTENDERS: &[(&str, Contender)] = &[
         "queue, 1 MiB, 1 to 1",
         Here(|| ours::queue::items(1, 1_000, 1 << 20)),
     ),
+    ("queue, none stays", Here(|| ours::queue::backlog(2))),
+    ("queue, half stay", Here(|| ours::queue::backlog(1))),
     ("floor: vfork + exec", Here(launch::by_vfork_exec)),
     (
         "floor: vfork + exec, 10,000 files",
@@ -235,6 +237,9 @@ pub(crate) fn claims() -> Vec<Claim> {
     let mut row = Row::new(&mut claims, 9, work, Unit::Ns, "queue, 64 B, 4 to 4");
     row.must("python: Queue, 64 B, 4 to 4", 0.1, 0.05);
 
+    let work = "queue: a backlog of 20,000 grows";
+    let mut row = Row::new(&mut claims, 9, work, Unit::Ns, "queue, half stay");
+    row.show("queue, none stays");
     let work = "queue: an item of 1 KiB";
     let mut row = Row::new(&mut claims, 10, work, Unit::Ns, "queue, 1 KiB, 1 to 1");
     row.aim("python: Queue, 1 KiB", 0.05);

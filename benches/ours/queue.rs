@@ -59,6 +59,23 @@ pub(crate) fn items(each: u64, n_items: u64, len: usize) -> f64 {
     })
 }
 
+/// Nanoseconds an item of 128 bytes that is put, when so many of two are got at once.
+pub(crate) fn backlog(n_got: usize) -> f64 {
+    const ROUNDS: usize = 20_000;
+    let queue = AsyncQueue::<Item>::unbounded().expect("a queue");
+    let body: &str = "7".repeat(128).leak();
+    let begun = Instant::now();
+    for _ in 0..ROUNDS {
+        for _ in 0..2 {
+            queue.try_put(body.into()).expect("there is room");
+        }
+        for _ in 0..n_got {
+            queue.try_get().expect("an item");
+        }
+    }
+    per_op_ns(begun.elapsed(), 2 * ROUNDS)
+}
+
 async fn echo((input, output): (QueueReceiver<Item>, QueueSender<Item>)) {
     while let Ok(item) = input.get().await {
         output.put(item).await.expect("it is got");

@@ -37,8 +37,8 @@
 use std::sync::atomic::Ordering::AcqRel;
 
 use super::words::{
-    self, BLOCK_HINT, BLOCKS, For, HEAD, Kind, LIMIT, MOST, RETURNS, RETURNS_SEEN, SLOT_HINT,
-    SLOTS, State, TAIL,
+    self, BLOCK_FAR_HINT, BLOCK_HINT, BLOCKS, For, HEAD, Kind, LIMIT, MOST, RETURNS, RETURNS_SEEN,
+    SLOT_HINT, SLOTS, State, TAIL,
 };
 use crate::broker::memory::{Memory, Rule};
 
@@ -179,16 +179,33 @@ fn grow<M: Memory>(memory: &mut M, word: usize, n: u64, needed: u64) -> Result<b
 
 /// Makes so many blocks ours, as a chain of `slot`. False if there are too many in use; then what was
 /// claimed is in the chain all the same.
+///
+/// The search begins where blocks were freed last, which caches know best. If none is free around there,
+/// it goes on where the last such search has ended, so that nobody looks through a backlog that grows
+/// for each item.
 pub(crate) fn claim_blocks<M: Memory>(
     memory: &mut M,
     slot: usize,
     mut n: usize,
 ) -> Result<bool, M::Stop> {
-    let mut place = memory.load(BLOCK_HINT)? as usize;
     let mut last = None;
+    let mut place = memory.load(BLOCK_HINT)? as usize;
+    let n_near = n_blocks(memory)?;
+    let mut n_vain = 0;
+    while n > 0 && n_vain < LOOKS.min(n_near) {
+        n_vain += 1;
+        if claim_block(memory, slot, &mut last, &mut place, n_near)? {
+            (n, n_vain) = (n - 1, 0);
+        }
+    }
+    memory.store(BLOCK_HINT, place as u64)?;
+    if n == 0 {
+        return Ok(true);
+    }
+    place = memory.load(BLOCK_FAR_HINT)? as usize;
     let mut n_looks = 0;
     while n > 0 {
-        let n_blocks = memory.load(BLOCKS)?.min(MOST as u64) as usize;
+        let n_blocks = n_blocks(memory)?;
         if n_looks >= n_blocks {
             if !grow(memory, BLOCKS, n_blocks as u64, n as u64)? {
                 return Ok(false);
@@ -196,27 +213,43 @@ pub(crate) fn claim_blocks<M: Memory>(
             (place, n_looks) = (n_blocks, 0);
             continue;
         }
-        let block = if place < n_blocks { place } else { 0 };
-        place = block + 1;
         n_looks += 1;
-        let word = words::block(block);
-        if memory.load(word)? != 0
-            || memory
-                .replace(word, 0, words::block_of(slot, 0), AcqRel)?
-                .is_err()
-        {
-            continue;
-        }
-        match last {
-            None => memory.store(words::chain(slot), block as u64 + 1)?,
-            Some(last) => {
-                memory.store(words::block(last), words::block_of(slot, block as u64 + 1))?;
-            }
-        }
-        last = Some(block);
-        n -= 1;
+        n -= usize::from(claim_block(memory, slot, &mut last, &mut place, n_blocks)?);
     }
-    memory.store(BLOCK_HINT, place as u64)?;
+    memory.store(BLOCK_FAR_HINT, place as u64)?;
+    Ok(true)
+}
+
+fn n_blocks<M: Memory>(memory: &mut M) -> Result<usize, M::Stop> {
+    Ok(memory.load(BLOCKS)?.min(MOST as u64) as usize)
+}
+
+/// Makes the block at `place`, which moves on, the next one in the chain of `slot` behind `last`. False if
+/// it is in use.
+fn claim_block<M: Memory>(
+    memory: &mut M,
+    slot: usize,
+    last: &mut Option<usize>,
+    place: &mut usize,
+    n_blocks: usize,
+) -> Result<bool, M::Stop> {
+    let block = if *place < n_blocks { *place } else { 0 };
+    *place = block + 1;
+    let word = words::block(block);
+    if memory.load(word)? != 0
+        || memory
+            .replace(word, 0, words::block_of(slot, 0), AcqRel)?
+            .is_err()
+    {
+        return Ok(false);
+    }
+    match *last {
+        None => memory.store(words::chain(slot), block as u64 + 1)?,
+        Some(last) => {
+            memory.store(words::block(last), words::block_of(slot, block as u64 + 1))?;
+        }
+    }
+    *last = Some(block);
     Ok(true)
 }
 

@@ -40,6 +40,8 @@ pub(crate) const RETURNS_SEEN: usize = 14;
 /// Where a search for a free slot, and for a free block, may begin: no more than a hint.
 pub(crate) const SLOT_HINT: usize = 15;
 pub(crate) const BLOCK_HINT: usize = 40;
+/// The same for a block where all are in use around that one.
+pub(crate) const BLOCK_FAR_HINT: usize = 41;
 /// The last item that was taken.
 pub(crate) const HEAD: usize = 16;
 /// The last item that was put, or the one before it.

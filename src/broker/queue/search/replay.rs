@@ -36,7 +36,13 @@ pub(super) fn place(word: usize) -> usize {
 /// Where a search begins is the same in the model, whatever was found before; and whoever asks for a
 /// patrol says so each time.
 fn is_hint(word: usize) -> bool {
-    [words::SLOT_HINT, words::BLOCK_HINT, words::PATROLS].contains(&word)
+    [
+        words::SLOT_HINT,
+        words::BLOCK_HINT,
+        words::BLOCK_FAR_HINT,
+        words::PATROLS,
+    ]
+    .contains(&word)
 }
 
 pub(super) struct Replay<'a> {
