@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use super::attend::{Attendant, NotReady, Ready};
-use super::{Attributes, BEGUN_WITHIN, Exit, Launch, Launched, Pipes, Prepared, What};
+use super::{Answered, Attributes, BEGUN_WITHIN, Exit, Launch, Launched, Pipes, Prepared, What};
 use super::{forkserver, frames, prepare};
 use crate::error::StartError;
 use crate::process::entry::{self, Child};
@@ -122,7 +122,7 @@ impl Forked {
 
     /// Waits until the copy, a worker, is ready.
     pub(crate) async fn wait(self) -> Result<Launched, StartError> {
-        match self.answered.await {
+        match Answered(self.answered).await {
             Ok(Ok(ready)) => Ok(Launched::new(ready, self.exit, self.pipes)),
             Ok(Err(NotReady::Failed(error))) => Err(error),
             Ok(Err(NotReady::Lost)) | Err(_) => Err(StartError::os("fork")(
